@@ -1,0 +1,148 @@
+"""Checks of arguments and trees, and their wording.
+
+Only static facts are checked (types, structures, shapes, dtypes), so every check works on traced
+arrays and on `jax.ShapeDtypeStruct`, and none is ever raised from a traced value.
+"""
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr, tree_flatten_with_path
+
+
+def path_name(path: Any) -> str:
+    """The key path of a leaf as text, `layer/kernel`; an array that is the whole tree has none."""
+    return keystr(path, simple=True, separator="/")
+
+
+def _where(path: Any) -> str:
+    return f"leaf '{path_name(path)}'" if path else "the array"
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def _describe(leaf: Any) -> str:
+    return f"{_dtype(leaf)}{list(jnp.shape(leaf))}"
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """A Python number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be a Python number; got {type(value).__name__}.")
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must lie in [0, 1]; got {value}.")
+
+
+def check_count(name: str, value: Any, *, minimum: int) -> None:
+    """A Python integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` must be a Python integer; got {type(value).__name__}.")
+    if value < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}; got {value}.")
+
+
+def check_number(name: str, value: Any, *, minimum: float) -> None:
+    """A finite number of at least `minimum`; traced numbers pass, their values cannot be seen."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must be a number; got {type(value).__name__}.") from None
+    if not math.isfinite(number) or number < minimum:
+        raise ValueError(f"`{name}` must be finite and at least {minimum:g}; got {number:g}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """One of a few words."""
+    if value not in choices:
+        allowed = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"`{name}` must be {allowed}; got {value!r}.")
+
+
+def check_float_leaves(name: str, tree: Any) -> None:
+    """A pytree whose leaves are real floating-point arrays."""
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        try:
+            dtype = _dtype(leaf)
+        except TypeError:
+            dtype = None
+        if dtype is None:
+            kind = type(leaf).__name__
+            raise TypeError(f"`{name}` must hold arrays only; {_where(path)} is a {kind}.")
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"`{name}` must hold real floating-point arrays; {_where(path)} has dtype {dtype}."
+            )
+
+
+def check_same_tree(name: str, tree: Any, like_name: str, like: Any) -> None:
+    """Two pytrees of one structure, leaf by leaf of one shape."""
+    leaves, structure = tree_flatten_with_path(tree)
+    like_leaves, like_structure = tree_flatten_with_path(like)
+    for (path, leaf), (like_path, like_leaf) in zip(leaves, like_leaves, strict=False):
+        if path != like_path:
+            raise ValueError(
+                f"`{name}` and `{like_name}` must have the same structure; they first differ at "
+                f"'{path_name(path)}' against '{path_name(like_path)}'."
+            )
+        if jnp.shape(leaf) != jnp.shape(like_leaf):
+            raise ValueError(
+                f"`{name}` and `{like_name}` must have the same shapes; at '{path_name(path)}' "
+                f"they are {_describe(leaf)} and {_describe(like_leaf)}."
+            )
+    if len(leaves) != len(like_leaves):
+        longer, extra = (
+            (name, leaves[len(like_leaves)])
+            if len(leaves) > len(like_leaves)
+            else (like_name, like_leaves[len(leaves)])
+        )
+        raise ValueError(
+            f"`{name}` and `{like_name}` must have the same structure; only `{longer}` has "
+            f"'{path_name(extra[0])}'."
+        )
+    if structure != like_structure:
+        raise ValueError(
+            f"`{name}` and `{like_name}` must have the same structure; their containers differ."
+        )
+
+
+def check_mask(name: str, mask: Any, like_name: str, like: Any) -> None:
+    """A pytree of bool arrays with the structure and the shapes of `like`."""
+    check_bool_leaves(name, mask)
+    check_same_tree(name, mask, like_name, like)
+
+
+def check_bool_leaves(name: str, mask: Any) -> None:
+    """A pytree of bool arrays."""
+    for path, leaf in tree_flatten_with_path(mask)[0]:
+        if _dtype(leaf) != jnp.bool_:
+            raise TypeError(
+                f"`{name}` must hold bool arrays; {_where(path)} has dtype {_dtype(leaf)}."
+            )
+
+
+def batch_size(name: str, batch: Any) -> int:
+    """The number of examples: the length of the leading axis, the same in every leaf, at least 1."""
+    leaves = tree_flatten_with_path(batch)[0]
+    if not leaves:
+        raise ValueError(f"`{name}` holds no array, so it has no examples.")
+    first_path, first = leaves[0]
+    for path, leaf in leaves:
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(
+                f"`{name}` must have a leading axis over examples; {_where(path)} is a scalar."
+            )
+        if jnp.shape(leaf)[0] != jnp.shape(first)[0]:
+            raise ValueError(
+                f"`{name}` must have one number of examples; '{path_name(first_path)}' has "
+                f"{jnp.shape(first)[0]} and '{path_name(path)}' has {jnp.shape(leaf)[0]}."
+            )
+    if jnp.shape(first)[0] == 0:
+        raise ValueError(f"`{name}` is empty; it must hold at least one example.")
+    return jnp.shape(first)[0]
