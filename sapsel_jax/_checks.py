@@ -26,13 +26,9 @@ def _dtype(leaf: Any) -> Any:
     return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
 
 
-def _describe(leaf: Any) -> str:
-    return f"{_dtype(leaf)}{list(jnp.shape(leaf))}"
-
-
 def check_fraction(name: str, value: Any) -> None:
     """A Python number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, (float, numbers.Integral)):
         raise TypeError(f"`{name}` must be a Python number; got {type(value).__name__}.")
     if not 0 <= value <= 1:
         raise ValueError(f"`{name}` must lie in [0, 1]; got {value}.")
@@ -48,10 +44,10 @@ def check_count(name: str, value: Any, *, minimum: int) -> None:
 
 def check_number(name: str, value: Any, *, minimum: float) -> None:
     """A finite number of at least `minimum`; traced numbers pass, their values cannot be seen."""
-    if isinstance(value, jax.core.Tracer):
-        return
     try:
         number = float(value)
+    except jax.errors.ConcretizationTypeError:
+        return
     except (TypeError, ValueError):
         raise TypeError(f"`{name}` must be a number; got {type(value).__name__}.") from None
     if not math.isfinite(number) or number < minimum:
@@ -81,34 +77,55 @@ def check_float_leaves(name: str, tree: Any) -> None:
             )
 
 
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree, each with its path as text."""
+    return [(path_name(path), leaf) for path, leaf in tree_flatten_with_path(tree)[0]]
+
+
+def named_shapes(tree: Any) -> list[tuple[str, jax.ShapeDtypeStruct]]:
+    """The shape and dtype of every leaf of a tree, each with its path as text."""
+    return [
+        (name, jax.ShapeDtypeStruct(jnp.shape(leaf), _dtype(leaf)))
+        for name, leaf in named_leaves(tree)
+    ]
+
+
 def check_same_tree(name: str, tree: Any, like_name: str, like: Any) -> None:
     """Two pytrees of one structure, leaf by leaf of one shape."""
-    leaves, structure = tree_flatten_with_path(tree)
-    like_leaves, like_structure = tree_flatten_with_path(like)
+    check_same_leaves(name, named_shapes(tree), like_name, named_shapes(like))
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        raise ValueError(
+            f"`{name}` and `{like_name}` must have the same structure; their containers differ."
+        )
+
+
+def check_same_leaves(
+    name: str,
+    leaves: list[tuple[str, jax.ShapeDtypeStruct]],
+    like_name: str,
+    like_leaves: list[tuple[str, jax.ShapeDtypeStruct]],
+) -> None:
+    """Two lists of leaves with the same paths and shapes."""
     for (path, leaf), (like_path, like_leaf) in zip(leaves, like_leaves, strict=False):
         if path != like_path:
             raise ValueError(
                 f"`{name}` and `{like_name}` must have the same structure; they first differ at "
-                f"'{path_name(path)}' against '{path_name(like_path)}'."
+                f"'{path}' against '{like_path}'."
             )
-        if jnp.shape(leaf) != jnp.shape(like_leaf):
+        if leaf.shape != like_leaf.shape:
             raise ValueError(
-                f"`{name}` and `{like_name}` must have the same shapes; at '{path_name(path)}' "
-                f"they are {_describe(leaf)} and {_describe(like_leaf)}."
+                f"`{name}` and `{like_name}` must have the same shapes; at '{path}' they are "
+                f"{leaf.dtype}{list(leaf.shape)} and {like_leaf.dtype}{list(like_leaf.shape)}."
             )
     if len(leaves) != len(like_leaves):
-        longer, extra = (
-            (name, leaves[len(like_leaves)])
+        longer, rest = (
+            (name, leaves[len(like_leaves) :])
             if len(leaves) > len(like_leaves)
-            else (like_name, like_leaves[len(leaves)])
+            else (like_name, like_leaves[len(leaves) :])
         )
         raise ValueError(
             f"`{name}` and `{like_name}` must have the same structure; only `{longer}` has "
-            f"'{path_name(extra[0])}'."
-        )
-    if structure != like_structure:
-        raise ValueError(
-            f"`{name}` and `{like_name}` must have the same structure; their containers differ."
+            f"'{rest[0][0]}'."
         )
 
 
@@ -128,7 +145,7 @@ def check_bool_leaves(name: str, mask: Any) -> None:
 
 
 def batch_size(name: str, batch: Any) -> int:
-    """The number of examples: the length of the leading axis, the same in every leaf, at least 1."""
+    """The number of examples: the length of every leaf's leading axis, at least 1."""
     leaves = tree_flatten_with_path(batch)[0]
     if not leaves:
         raise ValueError(f"`{name}` holds no array, so it has no examples.")

@@ -38,7 +38,8 @@ def basis_diagonal(
       A function `(params, *args)` that returns a pytree shaped like `params`, in float32 or wider.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays, or `chunk` is no integer.
+      TypeError: if `params` holds anything but real floating-point arrays, or `chunk` is no
+        integer.
       ValueError: if `chunk` is below 1.
 
     Cost: one Hessian-vector product per parameter: about 2 to 4 gradient equivalents each.
@@ -101,7 +102,8 @@ def probe_diagonal(
       wider.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays, or a count is no integer.
+      TypeError: if `params` holds anything but real floating-point arrays, or a count is no
+        integer.
       ValueError: if a count is below 1.
 
     Cost: about 2 to 4 gradient equivalents per probe.
@@ -235,7 +237,7 @@ def hutchinson_diagonal(
 
     Returns:
       A function `(params, batch, key, *args, weights=None)` that returns a pytree shaped like
-      `params`, in float32 or wider; with `return_error` a pair `(diagonal, standard_error)` of them.
+      `params`, in float32 or wider; with `return_error` a pair `(diagonal, standard_error)`.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays.

@@ -1,0 +1,286 @@
+"""Masks as sets of parameters: algebra, counts, tables, files."""
+
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sapsel_jax._checks import (
+    check_bool_leaves,
+    check_mask,
+    check_same_leaves,
+    named_leaves,
+    named_shapes,
+)
+from sapsel_jax._types import Mask, Params
+
+FILE_KIND = "sapsel_jax mask 1"
+
+
+def mask_union(a: Mask, b: Mask) -> Mask:
+    """The entries selected in `a` or in `b`.
+
+    Args:
+      a: pytree of bool arrays.
+      b: pytree of bool arrays with the structure and shapes of `a`.
+
+    Returns:
+      A mask shaped like `a`.
+
+    Raises:
+      TypeError: if a leaf is not bool.
+      ValueError: if the trees differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> sap.mask_union(jnp.array([True, False, False]), jnp.array([True, True, False]))
+      Array([ True,  True, False], dtype=bool)
+    """
+    _check_pair(a, b)
+    return jax.tree.map(jnp.logical_or, a, b)
+
+
+def mask_intersection(a: Mask, b: Mask) -> Mask:
+    """The entries selected in both `a` and `b`.
+
+    Args:
+      a: pytree of bool arrays.
+      b: pytree of bool arrays with the structure and shapes of `a`.
+
+    Returns:
+      A mask shaped like `a`.
+
+    Raises:
+      TypeError: if a leaf is not bool.
+      ValueError: if the trees differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> sap.mask_intersection(jnp.array([True, False, False]), jnp.array([True, True, False]))
+      Array([ True, False, False], dtype=bool)
+    """
+    _check_pair(a, b)
+    return jax.tree.map(jnp.logical_and, a, b)
+
+
+def mask_complement(a: Mask) -> Mask:
+    """The entries not selected in `a`.
+
+    Args:
+      a: pytree of bool arrays.
+
+    Returns:
+      A mask shaped like `a`.
+
+    Raises:
+      TypeError: if a leaf is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> sap.mask_complement(jnp.array([True, False]))
+      Array([False,  True], dtype=bool)
+    """
+    check_bool_leaves("a", a)
+    return jax.tree.map(jnp.logical_not, a)
+
+
+def mask_count(m: Mask) -> jax.Array:
+    """How many entries are selected.
+
+    Args:
+      m: pytree of bool arrays.
+
+    Returns:
+      A uint32 scalar, exact below 2³² entries.
+
+    Raises:
+      TypeError: if a leaf is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> print(sap.mask_count({"a": jnp.array([True, False]), "b": jnp.array(True)}))
+      2
+    """
+    check_bool_leaves("m", m)
+    counts = [jnp.sum(leaf, dtype=jnp.uint32) for leaf in jax.tree.leaves(m)]
+    return sum(counts, jnp.uint32(0))
+
+
+def mask_density(m: Mask) -> jax.Array:
+    """The share of the entries that are selected.
+
+    Args:
+      m: pytree of bool arrays.
+
+    Returns:
+      A float32 scalar in [0, 1]; 0 for a tree without entries.
+
+    Raises:
+      TypeError: if a leaf is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> print(sap.mask_density(jnp.array([True, False, False, False])))
+      0.25
+    """
+    num_entries = sum(jnp.size(leaf) for leaf in jax.tree.leaves(m))
+    return mask_count(m).astype(jnp.float32) / max(num_entries, 1)
+
+
+def mask_overlap(a: Mask, b: Mask) -> jax.Array:
+    """How far two masks agree: the Jaccard index |a ∩ b| / |a ∪ b|.
+
+    Args:
+      a: pytree of bool arrays.
+      b: pytree of bool arrays with the structure and shapes of `a`.
+
+    Returns:
+      A float32 scalar in [0, 1]; 1 where both masks select nothing.
+
+    Raises:
+      TypeError: if a leaf is not bool.
+      ValueError: if the trees differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> print(sap.mask_overlap(jnp.array([True, True, False]), jnp.array([False, True, False])))
+      0.5
+    """
+    both = mask_count(mask_intersection(a, b))
+    either = mask_count(mask_union(a, b))
+    return jnp.where(either == 0, 1.0, both / jnp.maximum(either, 1)).astype(jnp.float32)
+
+
+def describe_mask(m: Mask) -> str:
+    """A table of how many entries of each leaf are selected, for people.
+
+    Args:
+      m: pytree of bool arrays, not traced.
+
+    Returns:
+      Text with a line per leaf and one for all of them: path, selected, entries, share.
+
+    Raises:
+      TypeError: if a leaf is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> mask = {"bias": jnp.array([True]), "kernel": jnp.array([[True, False, False, False]])}
+      >>> print(sap.describe_mask(mask))
+      leaf    selected  entries   share
+      bias           1        1  100.0%
+      kernel         1        4   25.0%
+      total          2        5   40.0%
+    """
+    check_bool_leaves("m", m)
+    rows = [(name, int(np.sum(leaf)), int(jnp.size(leaf))) for name, leaf in named_leaves(m)]
+    rows.append(("total", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    cells = [("leaf", "selected", "entries", "share")]
+    cells += [(name, f"{s:,}", f"{n:,}", f"{s / max(n, 1):.1%}") for name, s, n in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    )
+
+
+def save_mask(path: str | os.PathLike[str], mask: Mask) -> None:
+    """Writes a mask to a file, one bit per entry, with the paths and shapes of its leaves.
+
+    The file is written whole or not at all: beside its final place first, then renamed.
+
+    Args:
+      path: where to write, replacing what is there.
+      mask: pytree of bool arrays, not traced.
+
+    Raises:
+      TypeError: if a leaf is not bool.
+      OSError: if the file cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> mask = {"kernel": jnp.array([True, False])}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     sap.save_mask(folder + "/a.mask", mask)
+      ...     print(sap.load_mask(folder + "/a.mask", like=mask))
+      {'kernel': Array([ True, False], dtype=bool)}
+    """
+    check_bool_leaves("mask", mask)
+    leaves = [(name, np.asarray(leaf)) for name, leaf in named_leaves(mask)]
+    header = {"kind": FILE_KIND, "leaves": [[name, list(leaf.shape)] for name, leaf in leaves]}
+    bits = np.concatenate([np.packbits(leaf) for _, leaf in leaves] or [np.zeros(0, np.uint8)])
+    path = Path(path)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, header=np.array(json.dumps(header)), bits=bits)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def load_mask(path: str | os.PathLike[str], like: Params) -> Mask:
+    """Reads a mask that `save_mask` wrote.
+
+    Args:
+      path: the file.
+      like: pytree of arrays or `jax.ShapeDtypeStruct` that the mask must fit: the parameters.
+
+    Returns:
+      A mask with the structure of `like`.
+
+    Raises:
+      ValueError: if the file is damaged or no mask, or its leaves differ from those of `like`.
+      OSError: if the file cannot be read.
+
+    Example:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     sap.save_mask(folder + "/a.mask", {"kernel": jnp.array([True, False])})
+      ...     sap.load_mask(folder + "/a.mask", like={"weight": jnp.zeros(2)})
+      Traceback (most recent call last):
+      ValueError: `mask` and `like` must have the same structure; they first differ at 'kernel' ...
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            bits = file["bits"]
+        saved = [(n, jax.ShapeDtypeStruct(shape, jnp.bool_)) for n, shape in header["leaves"]]
+        sizes = [leaf.size for _, leaf in saved]
+        if header["kind"] != FILE_KIND or bits.size != sum(-(-size // 8) for size in sizes):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"`path` must name a file that `save_mask` wrote; got {path}.") from error
+    check_same_leaves("mask", saved, "like", named_shapes(like))
+    leaves, start = [], 0
+    for _, leaf in saved:
+        end = start - (-leaf.size // 8)
+        unpacked = np.unpackbits(bits[start:end], count=leaf.size)
+        leaves.append(jnp.asarray(unpacked.reshape(leaf.shape), bool))
+        start = end
+    return jax.tree.structure(like).unflatten(leaves)
+
+
+def _check_pair(a: Mask, b: Mask) -> None:
+    check_bool_leaves("b", b)
+    check_mask("a", a, "b", b)
