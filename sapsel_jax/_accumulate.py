@@ -16,11 +16,15 @@ def wide_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def check_batch_options(batch: Batch, weights: Any, microbatch: Any, reduction: str) -> int:
-    """Checks what every function over a batch takes; returns the number of examples."""
-    check_choice("reduction", reduction, ("mean", "sum"))
+def check_options(microbatch: Any, reduction: str = "mean") -> None:
+    """Checks how a function over a batch is to sum."""
     if microbatch is not None:
         check_count("microbatch", microbatch, minimum=1)
+    check_choice("reduction", reduction, ("mean", "sum"))
+
+
+def count_examples(batch: Batch, weights: Any) -> int:
+    """The number of examples of a batch, which the weights must fit."""
     num_examples = batch_size("batch", batch)
     if weights is not None and jnp.shape(weights) != (num_examples,):
         raise ValueError(

@@ -28,9 +28,9 @@ def _dtype(leaf: Any) -> Any:
 
 def check_fraction(name: str, value: Any) -> None:
     """A Python number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, (float, numbers.Integral)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a Python number; got {type(value).__name__}.")
-    if not 0 <= value <= 1:
+    if not 0 <= float(value) <= 1:
         raise ValueError(f"`{name}` must lie in [0, 1]; got {value}.")
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from sapsel_jax._accumulate import (
-    check_batch_options,
+    check_options,
+    count_examples,
     reduce_sum,
     sum_over_examples,
     wide_dtype,
@@ -72,9 +73,9 @@ def basis_diagonal(
 
             if leaf.size == 0:
                 return jnp.zeros(leaf.shape, wide_dtype(leaf.dtype))
-            entries = jax.lax.map(
-                entry, jnp.arange(leaf.size), batch_size=min(chunk or DEFAULT_CHUNK, leaf.size)
-            )
+            width = min(chunk or DEFAULT_CHUNK, leaf.size)
+            indices = jnp.arange(-(-leaf.size // width) * width).reshape(-1, width)
+            entries = jax.lax.map(jax.vmap(entry), indices).reshape(-1)[: leaf.size]
             return entries.reshape(leaf.shape)
 
         return structure.unflatten([leaf_diagonal(i) for i in range(len(leaves))])
@@ -189,12 +190,11 @@ def exact_diagonal(
       >>> sap.exact_diagonal(loss_fn)(jnp.zeros(2), batch)
       Array([5., 2.], dtype=float32)
     """
-    if microbatch is not None:
-        check_count("microbatch", microbatch, minimum=1)
+    check_options(microbatch, reduction)
 
     def diagonal(params: Params, batch: Batch, *args: Any, weights: Any = None) -> Diagonal:
         check_float_leaves("params", params)
-        num_examples = check_batch_options(batch, weights, microbatch, reduction)
+        num_examples = count_examples(batch, weights)
 
         def chunk_sum(chunk: Any) -> Diagonal:
             def total_loss(p: Params) -> jax.Array:
@@ -265,14 +265,13 @@ def hutchinson_diagonal(
     check_count("num_probes", num_probes, minimum=1)
     if return_error and num_probes < 2:
         raise ValueError(f"`return_error` needs `num_probes` of at least 2; got {num_probes}.")
-    if microbatch is not None:
-        check_count("microbatch", microbatch, minimum=1)
+    check_options(microbatch, reduction)
 
     def diagonal(
         params: Params, batch: Batch, key: jax.Array, *args: Any, weights: Any = None
     ) -> Any:
         check_float_leaves("params", params)
-        num_examples = check_batch_options(batch, weights, microbatch, reduction)
+        num_examples = count_examples(batch, weights)
         params = jax.tree.map(jnp.asarray, params)
 
         def probe_of_example(example: Any, index: jax.Array, probe: jax.Array) -> Diagonal:

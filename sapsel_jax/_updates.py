@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sapsel_jax._accumulate import sum_over_examples, wide_dtype
+from sapsel_jax._accumulate import check_options, sum_over_examples, wide_dtype
 from sapsel_jax._checks import (
     batch_size,
     check_count,
@@ -187,8 +187,7 @@ def _check_update(
     check_float_leaves("params", params)
     if mask is not None:
         check_mask("mask", mask, "params", params)
-    if microbatch is not None:
-        check_count("microbatch", microbatch, minimum=1)
+    check_options(microbatch)
     return batch_size("batch", batch)
 
 
