@@ -1,0 +1,1 @@
+"""Benchmarks of sapsel_jax: `python -m benchmarks --help`."""

@@ -1,0 +1,115 @@
+"""The networks that learn: a multilayer perceptron and a small convolutional network, in nnx."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from benchmarks.errors import check_choice
+
+MODELS = {
+    "mlp": "dense layers with ReLU",
+    "cnn": "two 3×3 convolutions with ReLU and 2×2 max pooling, and a dense layer",
+}
+MLP_WIDTHS = {"digits": (64, 32), "mnist": (128, 128), "cifar10": (256, 128)}
+CNN_CHANNELS = {"digits": (8, 16), "mnist": (8, 16), "cifar10": (16, 32)}
+
+
+class MLP(nnx.Module):
+    """Dense layers `dense1`, `dense2`, ... with ReLU between them."""
+
+    def __init__(self, sizes: Sequence[int], *, rngs: nnx.Rngs):
+        """Takes the input size, the widths of the hidden layers and the number of classes."""
+        self.num_layers = len(sizes) - 1
+        for i in range(self.num_layers):
+            setattr(self, f"dense{i + 1}", nnx.Linear(sizes[i], sizes[i + 1], rngs=rngs))
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images (n, height, width, channels) to logits (n, classes)."""
+        x = images.reshape(images.shape[0], -1)
+        for i in range(1, self.num_layers + 1):
+            x = getattr(self, f"dense{i}")(x)
+            x = nnx.relu(x) if i < self.num_layers else x
+        return x
+
+
+class CNN(nnx.Module):
+    """Convolutions `conv1`, `conv2` with ReLU and max pooling, then `dense1`."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        channels: tuple[int, int],
+        num_classes: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        """Takes the shape of an image, the channels of both convolutions, the number of classes."""
+        height, width, depth = image_shape
+        self.conv1 = nnx.Conv(depth, channels[0], (3, 3), rngs=rngs)
+        self.conv2 = nnx.Conv(channels[0], channels[1], (3, 3), rngs=rngs)
+        size = (height // 4) * (width // 4) * channels[1]
+        self.dense1 = nnx.Linear(size, num_classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images (n, height, width, channels) to logits (n, classes)."""
+        x = max_pool(nnx.relu(self.conv1(images)))
+        x = max_pool(nnx.relu(self.conv2(x)))
+        return self.dense1(x.reshape(x.shape[0], -1))
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """2×2 max pooling as a reshape: second derivatives of `reduce_window` are very slow on CPU."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network as pure functions of plain nested dicts, with paths such as `dense1/kernel`."""
+
+    name: str
+    description: str
+    last_layer: str
+    init: Callable[[int], Any]
+    apply: Callable[[Any, jax.Array], jax.Array]
+
+    def loss(self, params: Any, example: dict[str, jax.Array]) -> jax.Array:
+        """Cross entropy of ONE example, times its weight.
+
+        `example` holds an `image`, a `label` and a `weight`.
+        """
+        logits = self.apply(params, example["image"][None])[0]
+        log_probability = jax.nn.log_softmax(logits)[example["label"]]
+        return -example["weight"] * log_probability
+
+
+def build_model(
+    name: str, *, dataset: str, image_shape: tuple[int, int, int], num_classes: int
+) -> Model:
+    """The network of that name, in the size that suits the data set."""
+    check_choice("model", name, MODELS)
+    height, width, depth = image_shape
+    if name == "mlp":
+        sizes = (height * width * depth, *MLP_WIDTHS[dataset], num_classes)
+        description = f"MLP {'-'.join(map(str, sizes))}"
+        last_layer = f"dense{len(sizes) - 1}"
+        create = lambda seed: MLP(sizes, rngs=nnx.Rngs(seed))
+    else:
+        channels = CNN_CHANNELS[dataset]
+        description = f"CNN with {channels[0]} and {channels[1]} channels"
+        last_layer = "dense1"
+        create = lambda seed: CNN(image_shape, channels, num_classes, rngs=nnx.Rngs(seed))
+
+    structure, _ = nnx.split(nnx.eval_shape(lambda: create(0)), nnx.Param)
+
+    def init(seed: int) -> Any:
+        return nnx.to_pure_dict(nnx.state(create(seed), nnx.Param))
+
+    def apply(params: Any, images: jax.Array) -> jax.Array:
+        return nnx.merge(structure, params)(jnp.asarray(images))
+
+    return Model(name, description, last_layer, init, apply)
