@@ -1,12 +1,8 @@
 """Machine unlearning by sharpness-aware parameter selection."""
 
-from sapsel_jax._curvature import (
-    basis_diagonal,
-    count_nonfinite,
-    exact_diagonal,
-    hutchinson_diagonal,
-    probe_diagonal,
-)
+from sapsel_jax._basis import basis_diagonal, probe_diagonal
+from sapsel_jax._exact import exact_diagonal
+from sapsel_jax._hutchinson import hutchinson_diagonal
 from sapsel_jax._masks import (
     describe_mask,
     load_mask,
@@ -18,6 +14,7 @@ from sapsel_jax._masks import (
     mask_union,
     save_mask,
 )
+from sapsel_jax._nonfinite import count_nonfinite
 from sapsel_jax._scoring import (
     score_brain_damage,
     score_decrease,

@@ -1,0 +1,391 @@
+"""A per-example loss as a flat list of operations: what depends on what.
+
+`trace` reads the jaxpr of a loss and inlines its calls. Custom derivative rules stay whole, so that
+their rules stay in force; scans that depend on the parameters are unrolled up to `MAX_UNROLL`
+steps, so that each layer of a stack becomes operations of its own. Neighbouring elementwise
+operations are joined into one. Numbers come in only when a graph is evaluated.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+MAX_UNROLL = 32
+"""Scans over at most so many steps are unrolled; a longer one stays a single operation."""
+
+CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+ZERO_DERIVATIVE = {"stop_gradient", "sign", "floor", "ceil", "round"}
+PASSING = {"add", "sub", "add_any", "neg", "convert_element_type", "copy", "copy_p"}
+ELEMENTWISE = PASSING | {
+    "mul",
+    "div",
+    "max",
+    "min",
+    "select_n",
+    "clamp",
+    "exp",
+    "exp2",
+    "log",
+    "log1p",
+    "expm1",
+    "tanh",
+    "logistic",
+    "erf",
+    "erfc",
+    "erf_inv",
+    "sin",
+    "cos",
+    "tan",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "asinh",
+    "acosh",
+    "atanh",
+    "atan2",
+    "lgamma",
+    "digamma",
+    "integer_pow",
+    "pow",
+    "sqrt",
+    "rsqrt",
+    "cbrt",
+    "square",
+    "abs",
+    "reduce_precision",
+}
+
+Values = dict[int, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One operation: variables in, variables out, and the function between them."""
+
+    name: str
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    apply: Callable[..., Sequence[Any]]
+    params: dict[str, Any]
+    elementwise: bool = False
+    """Every entry of the output depends on the same entry of each input alone, or on a scalar."""
+
+
+@dataclasses.dataclass(eq=False)
+class Graph:
+    """A scalar function of leaves and one example, in an order that can be evaluated."""
+
+    nodes: list[Node]
+    avals: list[Any]
+    """Shape and dtype of every variable."""
+    leaves: tuple[int, ...]
+    example: tuple[int, ...]
+    constants: Values
+    outputs: tuple[int, ...]
+    sources: list[int]
+    """For every variable, the leaves it depends on differentiably, as bits."""
+    varying: list[bool]
+    """For every variable, whether it depends on the example."""
+
+    def evaluate(self, leaves: Sequence[Any], example: Any) -> Values:
+        """The values of all variables."""
+        values = dict(self.constants)
+        values.update(zip(self.leaves, leaves, strict=True))
+        values.update(zip(self.example, jax.tree.leaves(example), strict=True))
+        return run(self.nodes, values)
+
+    @functools.cached_property
+    def consumers(self) -> list[list[Node]]:
+        """For every variable, the operations that read it, in order."""
+        readers: list[list[Node]] = [[] for _ in self.avals]
+        for node in self.nodes:
+            for var in dict.fromkeys(node.ins):
+                readers[var].append(node)
+        return readers
+
+    def shape(self, var: int) -> tuple[int, ...]:
+        """The shape of a variable."""
+        return self.avals[var].shape
+
+    def size(self, var: int) -> int:
+        """The number of entries of a variable."""
+        return self.avals[var].size
+
+    def after(self, sources: Iterable[int]) -> list[Node]:
+        """The operations that variables reach differentiably, in order."""
+        reached = set(sources)
+        nodes = []
+        for node in self.nodes:
+            if any(var in reached for var in node.ins):
+                outs = [var for var in node.outs if self.sources[var]]
+                if outs:
+                    reached.update(outs)
+                    nodes.append(node)
+        return nodes
+
+    def before(self, targets: Iterable[int], nodes: Sequence[Node]) -> list[Node]:
+        """Those of `nodes` that variables depend on, in order."""
+        wanted = set(targets)
+        kept = []
+        for node in reversed(nodes):
+            if wanted.intersection(node.outs):
+                wanted.update(node.ins)
+                kept.append(node)
+        return kept[::-1]
+
+    def cuts(self, source: int) -> list[int]:
+        """The variables that everything `source` does to the output passes through, in order."""
+        nodes = self.after([source])
+        last_use = {var: i for i, node in enumerate(nodes) for var in node.ins}
+        for var in self.outputs:
+            last_use[var] = len(nodes)
+        alive, found = {source}, []
+        for i, node in enumerate(nodes):
+            alive.update(var for var in node.outs if self.sources[var] and var in last_use)
+            alive = {var for var in alive if last_use.get(var, -1) > i}
+            if len(alive) == 1:
+                found.extend(alive)
+        return list(dict.fromkeys(var for var in found if var not in self.outputs))
+
+
+def run(nodes: Iterable[Node], values: Values) -> Values:
+    """Adds the values of the operations' outputs to `values`."""
+    for node in nodes:
+        outs = node.apply(*(values[var] for var in node.ins))
+        values.update(zip(node.outs, outs, strict=True))
+    return values
+
+
+def restrict(
+    node: Node, positions: Sequence[int], inputs: Sequence[Any]
+) -> Callable[..., list[Any]]:
+    """An operation as a function of its inputs at some positions, without integer results."""
+
+    def fn(*moving: Any) -> list[Any]:
+        full = list(inputs)
+        for i, value in zip(positions, moving, strict=True):
+            full[i] = value
+        return [y for y in node.apply(*full) if jnp.issubdtype(y.dtype, jnp.floating)]
+
+    return fn
+
+
+def tail(graph: Graph, var: int, values: Values) -> Callable[[Any], Any]:
+    """The output as a function of one variable, everything that it does not reach held fixed."""
+    nodes = graph.after([var])
+
+    def output(value: Any) -> Any:
+        return run(nodes, {**values, var: value})[graph.outputs[0]]
+
+    return output
+
+
+def trace(fn: Callable[..., Any], params: Any, example: Any) -> Graph:
+    """The graph of `fn(params, example)`; arrays that `fn` closes over become constants."""
+    builder = _Builder()
+    closed = jax.make_jaxpr(fn)(params, example)
+    num_leaves = len(jax.tree.leaves(params))
+    variables = [builder.new(var.aval) for var in closed.jaxpr.invars]
+    leaves, inputs = tuple(variables[:num_leaves]), tuple(variables[num_leaves:])
+    for i, var in enumerate(leaves):
+        builder.sources[var] = 1 << i
+    for var in inputs:
+        builder.varying[var] = True
+    outputs = builder.inline(closed.jaxpr, closed.consts, variables)
+    graph = Graph(
+        nodes=builder.nodes,
+        avals=builder.avals,
+        leaves=leaves,
+        example=inputs,
+        constants=builder.constants,
+        outputs=tuple(outputs),
+        sources=builder.sources,
+        varying=builder.varying,
+    )
+    graph.nodes = graph.before(graph.outputs, graph.nodes)
+    graph.nodes = _join_elementwise(graph)
+    return graph
+
+
+class _Builder:
+    """Collects the operations of a jaxpr and of those it calls."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.avals: list[Any] = []
+        self.sources: list[int] = []
+        self.varying: list[bool] = []
+        self.constants: Values = {}
+
+    def new(self, aval: Any) -> int:
+        self.avals.append(aval)
+        self.sources.append(0)
+        self.varying.append(False)
+        return len(self.avals) - 1
+
+    def constant(self, value: Any, aval: Any) -> int:
+        var = self.new(aval)
+        self.constants[var] = value
+        return var
+
+    def add(self, node: Node) -> None:
+        self.nodes.append(node)
+        sources = 0
+        for var in node.ins:
+            sources |= self.sources[var]
+        for var in node.outs:
+            self.varying[var] = any(self.varying[v] for v in node.ins)
+            is_float = jnp.issubdtype(self.avals[var].dtype, jnp.floating)
+            self.sources[var] = sources if is_float and node.name not in ZERO_DERIVATIVE else 0
+
+    def inline(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[int]) -> list[int]:
+        """Adds the operations of a jaxpr applied to variables; returns those of its results."""
+        of: dict[Any, int] = dict(zip(jaxpr.invars, arguments, strict=True))
+        for var, value in zip(jaxpr.constvars, consts, strict=True):
+            of[var] = self.constant(value, var.aval)
+
+        def read(atom: Any) -> int:
+            if isinstance(atom, core.Literal):
+                return self.constant(atom.val, atom.aval)
+            return of[atom]
+
+        for eqn in jaxpr.eqns:
+            ins = [read(atom) for atom in eqn.invars]
+            of.update(zip(eqn.outvars, self.equation(jaxpr, eqn, ins), strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def equation(self, jaxpr: Any, eqn: Any, ins: list[int]) -> list[int]:
+        name = eqn.primitive.name
+        body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        if name in CALLS and body is not None:
+            return self.inline(*_open(body), ins)
+        depends = any(self.sources[var] for var in ins)
+        if name == "scan" and depends and eqn.params["length"] <= MAX_UNROLL:
+            return self.unroll(eqn.params, ins, [var.aval for var in eqn.outvars])
+        outs = [self.new(var.aval) for var in eqn.outvars]
+        shapes = [self.avals[var].shape for var in ins]
+        elementwise = _is_elementwise(eqn) and _broadcast_to(shapes, self.avals[outs[0]].shape)
+        self.add(
+            Node(name, tuple(ins), tuple(outs), _apply(jaxpr, eqn), dict(eqn.params), elementwise)
+        )
+        return outs
+
+    def unroll(self, params: dict[str, Any], ins: list[int], out_avals: list[Any]) -> list[int]:
+        """The steps of a scan one after the other; slices of its inputs are `scan_slice` nodes."""
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
+        consts, carry, stacked = _split(ins, num_consts, num_carry)
+        length, results = params["length"], {}
+        for step in range(length)[:: -1 if params["reverse"] else 1]:
+            slices = [self.slice(var, step) for var in stacked]
+            outs = self.inline(*_open(params["jaxpr"]), [*consts, *carry, *slices])
+            carry, results[step] = outs[:num_carry], outs[num_carry:]
+        stacks = []
+        for position, aval in enumerate(out_avals[num_carry:]):
+            out = self.new(aval)
+            parts = tuple(results[step][position] for step in range(length))
+            self.add(Node("scan_stack", parts, (out,), lambda *xs: [jnp.stack(xs)], {}))
+            stacks.append(out)
+        return [*carry, *stacks]
+
+    def slice(self, var: int, step: int) -> int:
+        aval = self.avals[var]
+        out = self.new(jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype))
+        self.add(Node("scan_slice", (var,), (out,), lambda x: [x[step]], {"step": step}))
+        return out
+
+
+def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, ())
+
+
+def _split(items: list[int], *lengths: int) -> list[list[int]]:
+    parts = []
+    for length in lengths:
+        parts.append(items[:length])
+        items = items[length:]
+    return [*parts, items]
+
+
+def _apply(jaxpr: Any, eqn: Any) -> Callable[..., Sequence[Any]]:
+    """The operation of an equation as a function, custom derivative rules included."""
+    variables = [atom for atom in eqn.invars if not isinstance(atom, core.Literal)]
+    first = [variables.index(var) == i for i, var in enumerate(variables)]
+    alone = jaxpr.replace(
+        constvars=(),
+        invars=[var for var, keep in zip(variables, first, strict=True) if keep],
+        outvars=eqn.outvars,
+        eqns=[eqn],
+    )
+    fn = core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))
+    literal = [isinstance(atom, core.Literal) for atom in eqn.invars]
+
+    def apply(*values: Any) -> Sequence[Any]:
+        arguments = [x for x, fixed in zip(values, literal, strict=True) if not fixed]
+        return fn(*(x for x, keep in zip(arguments, first, strict=True) if keep))
+
+    return apply
+
+
+def _broadcast_to(shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...]) -> bool:
+    """Whether all are scalars or, axis by axis, of length 1 or that of `shape`."""
+    return all(
+        not s or (len(s) == len(shape) and all(a in (1, b) for a, b in zip(s, shape, strict=True)))
+        for s in shapes
+    )
+
+
+def _is_elementwise(eqn: Any) -> bool:
+    name = eqn.primitive.name
+    if len(eqn.outvars) != 1:
+        return False
+    if name in CALLS or name == "custom_jvp_call":
+        body, _ = _open(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
+        return all(_is_elementwise(inner) for inner in body.eqns)
+    if eqn.outvars[0].aval.dtype == jnp.bool_:
+        return name in {"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "is_finite"}
+    return name in ELEMENTWISE or name in ZERO_DERIVATIVE
+
+
+def _join_elementwise(graph: Graph) -> list[Node]:
+    """Joins elementwise operations between one variable and another into one operation."""
+    base = list(range(len(graph.avals)))
+    regions: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        active = {var for var in node.ins if graph.sources[var]}
+        roots = {base[var] for var in active}
+        if node.elementwise and len(roots) == 1:
+            (root,) = roots
+            if graph.shape(root) == graph.shape(node.outs[0]):
+                base[node.outs[0]] = root
+                regions.setdefault(root, []).append(node)
+    joined: dict[Node, Node | None] = {}
+    for nodes in regions.values():
+        inside = {node.outs[0] for node in nodes}
+        ends = [
+            var
+            for var in inside
+            if var in graph.outputs or any(n not in nodes for n in graph.consumers[var])
+        ]
+        if len(nodes) > 1 and len(ends) == 1 and graph.sources[ends[0]]:
+            joined.update(dict.fromkeys(nodes))
+            joined[nodes[-1]] = _join(nodes, ends[0])
+    graph.__dict__.pop("consumers", None)
+    merged = [joined.get(node, node) for node in graph.nodes]
+    return [node for node in merged if node is not None]
+
+
+def _join(nodes: list[Node], end: int) -> Node:
+    inside = {node.outs[0] for node in nodes}
+    ins = tuple(dict.fromkeys(v for node in nodes for v in node.ins if v not in inside))
+
+    def apply(*values: Any) -> Sequence[Any]:
+        return [run(nodes, dict(zip(ins, values, strict=True)))[end]]
+
+    return Node("elementwise", ins, (end,), apply, {}, elementwise=True)

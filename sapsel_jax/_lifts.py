@@ -1,0 +1,163 @@
+"""Between a use's site and its leaf, and from examples to their sum.
+
+With z = A w + ... at the site, every diagonal here is a quadratic form in the columns of A. Where
+each entry of the leaf moves one entry of the site, curvature at the site is enough: Σ A² d. Those
+sums over examples are matrix products and never stand in memory example by example.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sapsel_jax._accumulate import wide_dtype
+from sapsel_jax._graph import Graph, Values
+from sapsel_jax._sites import Use
+from sapsel_jax._tangents import Label, Tangent, arrange, labels_of, spread, unit_tangents
+
+
+def lift(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[Label, ...]]:
+    """The tangents of a use's site along the unit vectors of its root.
+
+    Returns:
+      The tangents, and the labels in the order of the root's axes. For rows that are looked up,
+      the directions are those of the rows found: a label for the places and one per axis of a row;
+      where places hold the same row the first stands for all of them.
+    """
+    if use.gather is not None:
+        tangent, labels = _lift_rows(graph, use, values)
+        tangents, path = {use.gather.outs[0]: tangent}, use.path[1:]
+    else:
+        var = use.root
+        tangent = unit_tangents(graph.shape(var), graph.avals[var].dtype)
+        tangents, path, labels = {var: tangent}, use.path, labels_of(tangent)
+    spread(graph, path, values, tangents)
+    return tangents[use.site], labels
+
+
+def _lift_rows(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[Label, ...]]:
+    assert use.gather is not None
+    out = use.gather.outs[0]
+    shape, row = graph.shape(out), graph.shape(use.root)[1:]
+    rank = len(shape) - len(row)
+    ids = values[use.gather.ins[1]].reshape(-1)
+    same = ids[:, None] == ids[None, :]
+    first = jnp.argmax(same, axis=1) == jnp.arange(len(ids))
+    moves = (same & first[:, None]).astype(wide_dtype(graph.avals[out].dtype))
+    place = Label(len(ids))
+    labels = tuple(Label(size) for size in row)
+    value = moves.reshape(len(ids), *shape[:rank], *(1,) * len(row))
+    tied = ((),) * rank + tuple((label,) for label in labels)
+    return Tangent(value, (place,), tied), (place, *labels)
+
+
+def lower(graph: Graph, use: Use, result: jax.Array, ids: jax.Array | None) -> jax.Array:
+    """From numbers for each direction of a use to numbers for each entry of the leaf.
+
+    `result` has an axis per label; where rows were looked up also one over examples before them,
+    and `ids` says which rows those were.
+    """
+    dtype = result.dtype
+    shape = graph.shape(graph.leaves[use.leaf])
+
+    def move(leaf: jax.Array) -> jax.Array:
+        known = {graph.leaves[use.leaf]: leaf}
+        for node in use.prefix:
+            if node.name == "convert_element_type":
+                known[node.outs[0]] = known[node.ins[0]]
+            else:
+                known.update(zip(node.outs, node.apply(known[node.ins[0]]), strict=True))
+        root = known[use.root]
+        if use.gather is None:
+            return root
+        gather = use.gather
+        return jax.vmap(lambda places: gather.apply(root, places)[0])(ids)
+
+    moved, back = jax.vjp(move, jnp.zeros(shape, dtype))
+    return back(result.reshape(moved.shape))[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """What of a lift does not depend on values."""
+
+    tangent: Tangent
+    """The tangents of the site, with a shape for a value."""
+    order: tuple[Label, ...]
+    is_diagonal: bool
+    """Each entry of the leaf moves one entry of the site, so that its diagonal is enough."""
+
+
+def structure(graph: Graph, use: Use) -> Structure:
+    """The structure of a use's lift."""
+    kept: list[Any] = []
+
+    def trace(leaves: Sequence[jax.Array], example: Sequence[jax.Array]) -> jax.Array:
+        kept.extend(lift(graph, use, graph.evaluate(leaves, example)))
+        return kept[0].value
+
+    spec = lambda var: jax.ShapeDtypeStruct(graph.avals[var].shape, graph.avals[var].dtype)
+    value = jax.eval_shape(trace, [*map(spec, graph.leaves)], [*map(spec, graph.example)])
+    tangent, order = kept
+    axes = zip(tangent.tied, graph.shape(use.site), strict=True)
+    is_diagonal = all(labels or size == 1 for labels, size in axes)
+    return Structure(dataclasses.replace(tangent, value=value), order, is_diagonal)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """What one example, or with a leading axis a batch of them, says of one use.
+
+    Attributes:
+      result: with `moves`, curvature at the site, shaped like it; without, curvature for each
+        direction of the use, with an axis per label.
+      moves: the value of the tangents of the site.
+      ids: which rows were looked up.
+    """
+
+    result: jax.Array
+    moves: jax.Array | None
+    ids: jax.Array | None
+
+
+def record(
+    graph: Graph, use: Use, values: Values, result: jax.Array, moves: jax.Array | None = None
+) -> Record:
+    """A record of one example."""
+    return Record(result, moves, None if use.gather is None else values[use.gather.ins[1]])
+
+
+def add_up(
+    graph: Graph, use: Use, shape: Structure, records: Record, weights: jax.Array | None
+) -> jax.Array:
+    """The weighted sum over examples of the records of one use, shaped like its leaf."""
+    result = records.result
+    if weights is not None:
+        lead = weights.astype(result.dtype).reshape(-1, *(1,) * (result.ndim - 1))
+        result = result * lead
+    keep_examples = use.gather is not None
+    if records.moves is not None:
+        result = _square_and_multiply(shape, records.moves, result, keep_examples)
+    elif not keep_examples:
+        result = result.sum(0)
+    return lower(graph, use, result, records.ids)
+
+
+def _square_and_multiply(
+    shape: Structure, moves: jax.Array, result: jax.Array, keep_examples: bool
+) -> jax.Array:
+    """Σₙ A² d for tangents that are tied along every axis of the site."""
+    count, rank = len(shape.tangent.directions), len(shape.tangent.tied)
+    sizes = moves.shape[1 + count :]
+    letters = [chr(98 + i) for i in range(count + rank)]
+    directions, axes = letters[:count], letters[count:]
+    stored = [x for x, size in zip(axes, sizes, strict=True) if size != 1]
+    squares = jnp.square(jnp.squeeze(moves, [1 + count + a for a in range(rank) if sizes[a] == 1]))
+    tied = [x for x, labels in zip(axes, shape.tangent.tied, strict=True) if labels]
+    out = ("a" if keep_examples else "") + "".join(directions + tied)
+    spec = f"a{''.join(directions + stored)},a{''.join(axes)}->{out}"
+    total = jnp.einsum(spec, squares, result)
+    return arrange(total, labels_of(shape.tangent), shape.order, int(keep_examples))
