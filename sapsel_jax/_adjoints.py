@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
+from sapsel_jax._convolutions import has_one_group, pull_image
 from sapsel_jax._graph import Graph, Node, Values, restrict
 
 
@@ -41,8 +42,13 @@ def pull(
         if not positions or not any(var in found for var in outs):
             continue
         inputs = [values[var] for var in node.ins]
-        fn = restrict(node, positions, inputs)
-        back = jax.vjp(fn, *(inputs[i] for i in positions))[1]
+        if node.name == "conv_general_dilated" and positions == [0] and has_one_group(node):
+            back = lambda given, node=node, kernel=inputs[1]: [
+                pull_image(graph, node, kernel, given[0])
+            ]
+        else:
+            fn = restrict(node, positions, inputs)
+            back = jax.vjp(fn, *(inputs[i] for i in positions))[1]
         lead = next(found[var].shape[:1] for var in outs if var in found) if rows else ()
         given = [
             found[v].astype(graph.avals[v].dtype)

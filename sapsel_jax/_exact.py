@@ -18,8 +18,9 @@ from sapsel_jax._basis import diagonal_by_products
 from sapsel_jax._checks import check_float_leaves
 from sapsel_jax._graph import Graph, Values, tail, trace
 from sapsel_jax._lifts import Record, add_up, lift, record
+from sapsel_jax._push import spread
 from sapsel_jax._routes import Plan, Task, choose, examples_at_once, needed_before
-from sapsel_jax._tangents import Label, Tangent, contract, dense, labels_of, spread, unit_tangents
+from sapsel_jax._tangents import Label, Tangent, contract, dense, labels_of, unit_tangents
 from sapsel_jax._types import Batch, Diagonal, LossFn, Params
 
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from sapsel_jax._accumulate import wide_dtype
 from sapsel_jax._graph import Graph, Values
+from sapsel_jax._push import spread
 from sapsel_jax._sites import Use
-from sapsel_jax._tangents import Label, Tangent, arrange, labels_of, spread, unit_tangents
+from sapsel_jax._tangents import Label, Tangent, arrange, labels_of, unit_tangents
 
 
 def lift(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[Label, ...]]:

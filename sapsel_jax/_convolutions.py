@@ -1,0 +1,139 @@
+"""Convolutions in the forms that curvature needs of them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sapsel_jax._graph import Graph, Node
+from sapsel_jax._tangents import Label, Tangent
+
+MAX_SHIFTS = 64
+"""A convolution kernel of at most so many places is read by shifted copies of its input."""
+
+
+def is_kernel(node: Node, tangent: Tangent) -> bool:
+    spec = node.params["dimension_numbers"].rhs_spec
+    return node.params["batch_group_count"] == 1 and all(tangent.tied[a] for a in spec)
+
+
+def push_kernel(graph: Graph, node: Node, inputs: Any, tangent: Tangent) -> Tangent:
+    """A convolution whose kernel moves: what each place of the kernel sees, its patches."""
+    params = node.params
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    image, spec = inputs[0], numbers.rhs_spec
+    kernel = graph.shape(node.ins[1])
+    window = [kernel[a] for a in spec[2:]]
+    num_places, depth, num_out = math.prod(window), kernel[spec[1]], kernel[spec[0]]
+    image = image.transpose(numbers.lhs_spec).astype(tangent.value.dtype)
+    patches = _patches(image, window, params)  # (places, batch, channels, *out)
+    patches = patches.reshape(num_places, patches.shape[1], groups, depth, *patches.shape[3:])
+    patches = jnp.moveaxis(patches, 3, 1)  # (places, depth, batch, groups, *out)
+    patches = patches.reshape(*window, *patches.shape[1:])
+    if groups > 1:
+        patches = jnp.repeat(patches, num_out // groups, axis=len(window) + 2)
+    # Axes of `value`: directions, then the kernel's as (out, in, *window).
+    count, spatial = len(tangent.directions), len(window)
+    value = tangent.value.transpose(*range(count), *(count + a for a in spec))
+    value = jnp.moveaxis(value, count + 1, -1)  # (directions, out, *window, in)
+    value = jnp.moveaxis(value, count, -1)  # (directions, *window, in, out)
+    value = value.reshape(*value.shape[:-1], 1, value.shape[-1], *(1,) * spatial)
+    value = value * patches  # (directions, *window, in, batch, out, *positions)
+    lead = count + spatial + 1
+    axes = [lead + numbers.out_spec.index(a) for a in range(len(numbers.out_spec))]
+    value = value.transpose(*range(lead), *axes)
+    labels = tangent.directions
+    for axis in (*spec[2:], spec[1]):
+        labels += tangent.tied[axis]
+    value = value.reshape(*(label.size for label in labels), *value.shape[lead:])
+    tied: list[tuple[Label, ...]] = [()] * len(axes)
+    tied[numbers.out_spec[1]] = tangent.tied[spec[0]]
+    return Tangent(value, labels, tuple(tied))
+
+
+def _patches(image: jax.Array, window: Sequence[int], params: Any) -> jax.Array:
+    """What each place of a kernel sees: (places, batch, channels, *positions)."""
+    strides, spread_by = params["window_strides"], params["rhs_dilation"]
+    batch, channels = image.shape[:2]
+    if math.prod(window) > MAX_SHIFTS:
+        patches = lax.conv_general_dilated_patches(
+            image,
+            window,
+            strides,
+            params["padding"],
+            lhs_dilation=params["lhs_dilation"],
+            rhs_dilation=spread_by,
+            precision=lax.Precision.HIGHEST,
+        )
+        patches = patches.reshape(batch, channels, math.prod(window), *patches.shape[2:])
+        return jnp.moveaxis(patches, 2, 0)
+    padding = [
+        (lo, hi, d - 1)
+        for (lo, hi), d in zip(params["padding"], params["lhs_dilation"], strict=True)
+    ]
+    image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), (0, 0, 0), *padding])
+    lengths = [
+        (size - (w - 1) * d - 1) // s + 1
+        for size, w, d, s in zip(image.shape[2:], window, spread_by, strides, strict=True)
+    ]
+    parts = []
+    for place in range(math.prod(window)):
+        offsets = []
+        for w in reversed(window):
+            place, offset = divmod(place, w)
+            offsets.append(offset)
+        starts = [o * d for o, d in zip(reversed(offsets), spread_by, strict=True)]
+        limits = [
+            start + (n - 1) * s + 1 for start, n, s in zip(starts, lengths, strides, strict=True)
+        ]
+        parts.append(
+            lax.slice(image, (0, 0, *starts), (batch, channels, *limits), (1, 1, *strides))
+        )
+    return jnp.stack(parts)
+
+
+def has_one_group(node: Node) -> bool:
+    """Whether all channels and all examples of a convolution belong to one group."""
+    return node.params["feature_group_count"] == 1 and node.params["batch_group_count"] == 1
+
+
+def pull_image(graph: Graph, node: Node, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """The cotangent of a convolution's image, for one group of channels.
+
+    The same sums as the transpose that JAX takes, with the channels last and the kernel written
+    out as it is used: inside a loop XLA's CPU compiler runs this form several times faster.
+    """
+    params = node.params
+    numbers = params["dimension_numbers"]
+    image, out = graph.shape(node.ins[0]), cotangent.shape
+    padding = []
+    for i, (low, _) in enumerate(params["padding"]):
+        window = (kernel.shape[numbers.rhs_spec[2 + i]] - 1) * params["rhs_dilation"][i]
+        size = (image[numbers.lhs_spec[2 + i]] - 1) * params["lhs_dilation"][i] + 1
+        length = (out[numbers.out_spec[2 + i]] - 1) * params["window_strides"][i] + 1
+        before = window - low
+        padding.append((before, size + window - length - before))
+    last = lambda spec: (spec[0], *spec[2:], spec[1])
+    spatial = tuple(range(len(padding)))
+    kernel = kernel.transpose(*numbers.rhs_spec[2:], *numbers.rhs_spec[:2])
+    rank = len(image)
+    channels_last = lax.ConvDimensionNumbers(
+        lhs_spec=(0, rank - 1, *range(1, rank - 1)),
+        rhs_spec=(rank - 1, rank - 2, *range(rank - 2)),
+        out_spec=(0, rank - 1, *range(1, rank - 1)),
+    )
+    result = lax.conv_general_dilated(
+        cotangent.transpose(last(numbers.out_spec)),
+        jnp.flip(kernel, spatial),
+        window_strides=params["lhs_dilation"],
+        padding=padding,
+        lhs_dilation=params["window_strides"],
+        rhs_dilation=params["rhs_dilation"],
+        dimension_numbers=channels_last,
+        precision=params["precision"],
+    )
+    order = last(numbers.lhs_spec)
+    return result.transpose([order.index(axis) for axis in range(rank)])
