@@ -34,6 +34,7 @@ LINEAR = PASSING | {
 }
 PRODUCTS = {"mul", "dot_general", "conv_general_dilated"}
 
+_forward: weakref.WeakKeyDictionary[Node, bool] = weakref.WeakKeyDictionary()
 _proofs: weakref.WeakKeyDictionary[Node, dict[tuple[int, ...], bool]] = weakref.WeakKeyDictionary()
 
 
@@ -52,8 +53,13 @@ def is_affine(graph: Graph, node: Node, positions: Sequence[int]) -> bool:
 
 def has_forward_rule(graph: Graph, node: Node) -> bool:
     """Whether an operation has a forward derivative; one with a custom reverse rule has none."""
-    positions = [i for i, var in enumerate(node.ins) if graph.sources[var]]
-    return is_affine(graph, node, positions) or _derivative(graph, node, positions) is not None
+    if node.elementwise or node.name in LINEAR | PRODUCTS:
+        return True
+    known = _forward.get(node)
+    if known is None:
+        positions = [i for i, var in enumerate(node.ins) if graph.sources[var]]
+        known = _forward[node] = _derivative(graph, node, positions) is not None
+    return known
 
 
 def _prove(graph: Graph, node: Node, positions: tuple[int, ...]) -> bool:

@@ -1,26 +1,18 @@
 """Exact Hessian diagonals of a loss over a batch, by the routes that `_routes` chooses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._accumulate import (
-    check_options,
-    count_examples,
-    reduce_sum,
-    sum_over_examples,
-    wide_dtype,
-)
+from sapsel_jax._accumulate import check_options
 from sapsel_jax._adjoints import pull
-from sapsel_jax._basis import diagonal_by_products
-from sapsel_jax._checks import check_float_leaves
-from sapsel_jax._graph import Graph, Values, tail, trace
-from sapsel_jax._lifts import Record, add_up, lift, record
-from sapsel_jax._push import spread
-from sapsel_jax._routes import Plan, Task, choose, examples_at_once, needed_before
-from sapsel_jax._tangents import Label, Tangent, contract, dense, labels_of, unit_tangents
+from sapsel_jax._batches import over_batch, read_loss, sum_records
+from sapsel_jax._graph import Graph
+from sapsel_jax._lifts import Record, records_of_uses
+from sapsel_jax._quadratic import curvature, open_cuts
+from sapsel_jax._routes import Task, choose, examples_at_once
 from sapsel_jax._types import Batch, Diagonal, LossFn, Params
 
 
@@ -65,129 +57,32 @@ def exact_diagonal(
     check_options(microbatch, reduction)
 
     def diagonal(params: Params, batch: Batch, *args: Any, weights: Any = None) -> Diagonal:
-        check_float_leaves("params", params)
-        num_examples = count_examples(batch, weights)
-        leaves, tree = jax.tree.flatten(params)
-        leaves = [jnp.asarray(leaf) for leaf in leaves]
-        first = jax.tree.map(lambda x: x[0], batch)
-        graph = trace(lambda p, example: loss_fn(p, example, *args), params, first)
-        plan = choose(graph)
+        graph, leaves, num_examples = read_loss(loss_fn, params, batch, args, weights)
+        routes = choose(graph)
 
-        def chunk_sum(chunk: Any) -> list[jax.Array]:
-            examples, w = chunk
-            return _sum_of_chunk(graph, plan, leaves, examples, w)
+        def chunk_sum(examples: Any, w: Any) -> list[jax.Array]:
+            records_of = lambda tasks, leaves, example: _records(graph, tasks, leaves, example)
+            return sum_records(
+                graph, routes.structures, routes.tasks, records_of, leaves, examples, w
+            )
 
-        total = sum_over_examples(
-            chunk_sum,
-            (batch, weights),
-            num_examples,
-            microbatch or examples_at_once(plan),
-        )
-        return tree.unflatten(reduce_sum(total, num_examples, weights, reduction))
+        at_once = microbatch or examples_at_once(routes)
+        return over_batch(chunk_sum, batch, weights, params, num_examples, at_once, reduction)
 
     return diagonal
 
 
-def _sum_of_chunk(
-    graph: Graph, plan: Plan, leaves: list[jax.Array], examples: Any, weights: jax.Array | None
-) -> list[jax.Array]:
-    """The weighted sum over examples of the diagonal of each leaf."""
-    num_examples = jax.tree.leaves(examples)[0].shape[0]
-    varying = [task for task in plan.tasks if task.varying]
-    fixed = [task for task in plan.tasks if not task.varying]
-    total = [jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)) for leaf in leaves]
-    for tasks, batch, w in (
-        (varying, examples, weights),
-        (
-            fixed,
-            jax.tree.map(lambda x: x[:1], examples),
-            jnp.asarray([num_examples]) if weights is None else weights.sum(keepdims=True),
-        ),
-    ):
-        if tasks:
-            records = jax.vmap(lambda e, tasks=tasks: _records(graph, tasks, leaves, e))(batch)
-            uses = [use for task in tasks for use in task.uses]
-            for use, one in zip(uses, records, strict=True):
-                part = add_up(graph, use, plan.structures[use], one, w)
-                total[use.leaf] += part.astype(total[use.leaf].dtype)
-    return total
-
-
 def _records(
-    graph: Graph, tasks: list[Task], leaves: list[jax.Array], example: Any
+    graph: Graph, tasks: Sequence[Task], leaves: list[jax.Array], example: Any
 ) -> list[Record]:
-    """The curvature of one example for every use of some tasks."""
+    """The curvature of one example's loss for every use of some tasks."""
     values = graph.evaluate(leaves, example)
-    (output,) = graph.outputs
-    sites = [task.site for task in tasks]
-    after = graph.after(sites)
-    adjoints = pull(graph, after, values, {output: jnp.ones_like(values[output])}, sites)
-    cuts = {}
-    for cut in {task.cut: None for task in tasks if task.cut is not None}:
-        sources = [task.site for task in tasks if task.cut == cut and task.way == "rows"]
-        cuts[cut] = _Cut(graph, values, cut, sources)
+    output, sites = graph.outputs[0], [task.site for task in tasks]
+    one = jnp.ones_like(values[output])
+    adjoints = pull(graph, graph.after(sites), values, {output: one}, sites)
+    cuts = open_cuts(graph, values, tasks)
     records = []
     for task in tasks:
-        if task.shared:
-            start = unit_tangents(graph.shape(task.site), graph.avals[task.site].dtype)
-            order = labels_of(start)
-        else:
-            start, order = lift(graph, task.uses[0], values)
-        result = _curvature(graph, task, values, adjoints, cuts, start, order)
-        for use in task.uses:
-            moves = lift(graph, use, values)[0].value if task.shared else None
-            records.append(record(graph, use, values, result, moves))
+        result = curvature(graph, task, values, cuts, adjoints)
+        records += records_of_uses(graph, task.uses, task.shared, values, result)
     return records
-
-
-class _Cut:
-    """The Hessian of the output in a small variable, and the rows pulled back from it."""
-
-    def __init__(self, graph: Graph, values: Values, var: int, sources: list[int]) -> None:
-        size, value = graph.size(var), values[var]
-        output = tail(graph, var, values)
-        flat = lambda x: output(x.reshape(value.shape))
-        self.hessian = jax.hessian(flat)(value.reshape(-1)).astype(wide_dtype(value.dtype))
-        self.rows: Values = {}
-        if sources:
-            unit = jnp.eye(size, dtype=value.dtype).reshape(size, *value.shape)
-            between = graph.before([var], graph.after(sources))
-            self.rows = pull(graph, between, values, {var: unit}, sources, rows=True)
-
-
-def _curvature(
-    graph: Graph,
-    task: Task,
-    values: Values,
-    adjoints: Values,
-    cuts: dict[int, _Cut],
-    start: Tangent,
-    order: tuple[Label, ...],
-) -> jax.Array:
-    """The second derivative along every direction of a task, with an axis per label."""
-    site, cut = task.site, task.cut
-    sizes = [label.size for label in order]
-    after = graph.after([site])
-    if task.way == "products":
-        directions = None if task.shared else dense(start, graph.shape(site), order)
-        output = tail(graph, site, values)
-        return diagonal_by_products(output, values[site], directions).reshape(sizes)
-    nodes = after if cut is None else graph.before([cut], after)
-    if task.way == "rows":
-        nodes = needed_before(graph, site, nodes)
-    tangents = {site: start}
-    total = spread(graph, nodes, values, tangents, adjoints, order)
-    total = jnp.broadcast_to(total, sizes)
-    if cut is None:
-        return total
-    hessian = cuts[cut].hessian
-    if task.way == "forward":
-        moves = dense(tangents[cut], graph.shape(cut), order)
-        moves = moves.reshape(*sizes, len(hessian))
-        return total + jnp.sum((moves @ hessian) * moves, -1)
-    rows = cuts[cut].rows[site]
-    if task.shared:
-        rows = rows.reshape(len(hessian), *sizes)
-    else:
-        rows = contract([start], rows, order, num_rows=1)
-    return total + jnp.sum(jnp.tensordot(hessian, rows, 1) * rows, 0)

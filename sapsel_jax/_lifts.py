@@ -124,11 +124,20 @@ class Record:
     ids: jax.Array | None
 
 
-def record(
-    graph: Graph, use: Use, values: Values, result: jax.Array, moves: jax.Array | None = None
-) -> Record:
-    """A record of one example."""
-    return Record(result, moves, None if use.gather is None else values[use.gather.ins[1]])
+def records_of_uses(
+    graph: Graph, uses: Sequence[Use], is_diagonal: bool, values: Values, result: jax.Array
+) -> list[Record]:
+    """The records of one example for uses that share a result.
+
+    With `is_diagonal` that is the diagonal of the curvature at their site, else the curvature along
+    the directions of the only use.
+    """
+    records = []
+    for use in uses:
+        moves = lift(graph, use, values)[0].value if is_diagonal else None
+        ids = None if use.gather is None else values[use.gather.ins[1]]
+        records.append(Record(result, moves, ids))
+    return records
 
 
 def add_up(

@@ -24,7 +24,9 @@ PRODUCT_WORK = 4
 MAX_CUT = 256
 """A cut of more entries is not considered."""
 BUDGET = 2**22
-"""Entries that the temporaries of one chunk of examples may hold: 16 MB in float32."""
+"""Entries that the temporaries of one chunk of examples should hold: 16 MB in float32."""
+MOST = 2**24
+"""Entries that those of a single example may hold; more directions than that run in chunks."""
 
 Way = Literal["forward", "rows", "products"]
 
@@ -37,154 +39,217 @@ class Task:
       site: the variable that it is computed at.
       uses: the uses that it serves: all of a site, or one that needs directions of its own.
       shared: the directions are the unit vectors of the site, not those of the use.
+      varying: whether the curvature differs between examples.
+      num_entries: how many directions there are.
       cut: the variable whose small Hessian stands for all that follows it, if there is one.
       way: tangents pushed `forward` to the cut or the end; `rows` pulled back from the cut;
         Hessian-vector `products`.
-      num_directions: directions pushed, rows pulled or products taken.
-      work: floating-point operations per example.
+      work: floating-point operations per example, but for what tasks with the same cut share.
       memory: entries of temporaries per example.
-      varying: whether the curvature differs between examples.
+      chunk: how many directions run at once; None for all.
     """
 
     site: int
     uses: tuple[Use, ...]
     shared: bool
+    varying: bool
+    num_entries: int
     cut: int | None
     way: Way
-    num_directions: int
     work: float
     memory: float
-    varying: bool
+    chunk: int | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
-    """All tasks of a graph, and the work of one gradient to compare with."""
+class Routes:
+    """All tasks of a graph, and the work of one gradient to compare with.
+
+    Attributes:
+      tasks: one for each site or use.
+      structures: of all uses.
+      shared_work: floating-point operations that no single task has to itself: values, adjoints,
+        Hessians in the cuts, rows pulled back from them, sums over examples.
+      gradient_work: floating-point operations of one gradient of one example.
+      memory: entries of temporaries per example.
+    """
 
     tasks: tuple[Task, ...]
     structures: dict[Use, Structure]
+    shared_work: float
     gradient_work: float
-    base_memory: float
+    memory: float
 
 
-def choose(graph: Graph) -> Plan:
-    """Finds the uses of all leaves and the cheapest task for each."""
-    work = _Work(graph)
-    at_site: dict[int, list[Use]] = {}
-    tasks = []
-    structures = {use: structure(graph, use) for use in find_uses(graph)}
+def at_sites(structures: dict[Use, Structure]) -> list[tuple[Use, ...]]:
+    """Uses of which curvature at the site is enough, by site; the others one by one."""
+    groups: dict[int, list[Use]] = {}
+    alone = []
     for use, found in structures.items():
         if found.is_diagonal:
-            at_site.setdefault(use.site, []).append(use)
+            groups.setdefault(use.site, []).append(use)
         else:
-            tasks.append(_cheapest(graph, work, (use,), found.tangent, False))
-    for site, uses in at_site.items():
-        start = unit_tangents(graph.shape(site), graph.avals[site].dtype)
-        tasks.append(_cheapest(graph, work, tuple(uses), start, True))
-    memory = sum(graph.size(var) for node in graph.nodes for var in node.outs)
-    return Plan(tuple(tasks), structures, work.gradient, 4.0 * memory)
+            alone.append((use,))
+    return [*map(tuple, groups.values()), *alone]
 
 
-def _cheapest(
-    graph: Graph, work: "_Work", uses: tuple[Use, ...], start: Tangent, shared: bool
-) -> Task:
-    site = uses[0].site
-    after = graph.after([site])
-    tail_work = sum(work.of(node) for node in after)
-    num_entries = math.prod(label.size for label in labels_of(start))
-    options: list[tuple[float, float, int, int | None, Way]] = []
-    if all(has_forward_rule(graph, node) for node in after):
-        pushed, memory = _follow(graph, work, site, start, after)
-        options.append((pushed, memory, num_entries, None, "forward"))
-    else:
-        products = PRODUCT_WORK * num_entries * tail_work
-        options.append(
-            (products, num_entries * _largest(graph, after), num_entries, None, "products")
-        )
-    for cut in graph.cuts(site):
-        size = graph.size(cut)
-        beyond = graph.after([cut])
-        bends = [node for node in beyond if not _affine_in_all(graph, node, beyond, cut)]
-        if size > MAX_CUT or not bends:
-            continue
-        hessian = PRODUCT_WORK * size * sum(work.of(node) for node in beyond)
-        between = graph.before([cut], after)
-        if not all(has_forward_rule(graph, node) for node in between):
-            continue
-        pushed, memory = _follow(graph, work, site, start, between)
-        ending = 2.0 * num_entries * size * size
-        total = pushed + hessian + ending
-        options.append((total, max(memory, num_entries * size), num_entries, cut, "forward"))
-        near = needed_before(graph, site, between)
-        pushed, memory = _follow(graph, work, site, start, near)
-        pulled = size * sum(work.of(node) for node in between)
-        stored = math.prod(start.value.shape)
-        folded = 0.0 if shared else 2.0 * size * stored * _untouched(graph, site, start)
-        total = pushed + hessian + pulled + folded + 2.0 * size * size * num_entries
-        held = size * max(_largest(graph, between), num_entries)
-        options.append((total, max(memory, held), size, cut, "rows"))
-    total, memory, num_directions, cut, way = min(options, key=lambda option: option[0])
-    varying = _varies(graph, site, after)
-    return Task(site, uses, shared, cut, way, num_directions, total, memory, varying)
+def choose(graph: Graph) -> Routes:
+    """The uses of all leaves and the cheapest task for each."""
+    structures = {use: structure(graph, use) for use in find_uses(graph)}
+    finder = _Finder(graph)
+    groups = at_sites(structures)
+    tasks = [finder.cheapest(uses, structures) for uses in groups]
+    finder.pay_for(tasks)  # what one task has to compute is free for the others
+    tasks = [finder.cheapest(uses, structures) for uses in groups]
+    finder.paid.clear()
+    shared_work = finder.pay_for(tasks) + finder.gradient
+    return Routes(tuple(tasks), structures, shared_work, finder.gradient, finder.memory(tasks))
 
 
-def _untouched(graph: Graph, site: int, start: Tangent) -> int:
-    """How many entries of a site one stored entry of its tangents stands for."""
-    stored = start.value.shape[len(start.directions) :]
-    return math.prod(n for n, s in zip(graph.shape(site), stored, strict=True) if s == 1)
+def choose_through(graph: Graph, cut: int, structures: dict[Use, Structure]) -> Routes:
+    """The cheapest tasks through a given cut alone, curvature before it left out."""
+    finder = _Finder(graph)
+    tasks = [
+        finder.through(uses, structures, cut)
+        for uses in at_sites(structures)
+        if graph.before([cut], graph.after([uses[0].site]))
+    ]
+    shared_work = finder.pay_for(tasks) + finder.gradient
+    return Routes(tuple(tasks), structures, shared_work, finder.gradient, finder.memory(tasks))
 
 
-def _largest(graph: Graph, nodes: Iterable[Node]) -> int:
-    return max((graph.size(var) for node in nodes for var in node.outs), default=1)
-
-
-def needed_before(graph: Graph, site: int, nodes: Sequence[Node]) -> list[Node]:
-    """Those operations that a site's curvature within `nodes` is met at or reached through."""
-    bends = [node for node in nodes if not _affine_in_all(graph, node, nodes, site)]
-    inputs = [var for node in bends for var in node.ins]
-    before = graph.before(inputs, nodes)
-    return [node for node in nodes if node in bends or node in before]
-
-
-def _affine_in_all(graph: Graph, node: Node, nodes: Sequence[Node], source: int) -> bool:
-    """Whether an operation is affine in all that depends on `source`."""
-    reached = {source}
-    for step in nodes:
-        if step is node:
-            break
-        if reached.intersection(step.ins):
-            reached.update(var for var in step.outs if graph.sources[var])
-    positions = [i for i, var in enumerate(node.ins) if var in reached]
-    return not positions or is_affine(graph, node, positions)
-
-
-def _varies(graph: Graph, site: int, after: Sequence[Node]) -> bool:
-    """Whether curvature at a site can differ between examples."""
-    return graph.varying[site] or any(
-        node.name not in PASSING and any(graph.varying[var] for var in node.ins) for node in after
-    )
-
-
-def examples_at_once(plan: Plan) -> int:
+def examples_at_once(routes: Routes) -> int:
     """How many examples may run at once so that temporaries stay within the budget."""
-    per_example = plan.base_memory + max((task.memory for task in plan.tasks), default=0.0)
-    return max(1, int(BUDGET / max(per_example, 1.0)))
+    return max(1, int(BUDGET / max(routes.memory, 1.0)))
 
 
-class _Work:
-    """The work of each operation of a graph, and of one gradient."""
+class _Finder:
+    """Compares the ways to the curvature of a site."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.of = functools.cache(self._of)
+        self.work = functools.cache(self._work)
+        self.paid: dict[int, set[int]] = {}
+        """For each cut that is used, the variables that rows are pulled back to anyway."""
+        moving = lambda node: sum(bool(graph.sources[var]) for var in node.ins)
+        self.gradient = sum(self.work(node) * (1 + moving(node)) for node in graph.nodes)
 
-    @property
-    def gradient(self) -> float:
-        """Forward, and back to every input that depends on the parameters."""
-        moving = lambda node: sum(bool(self.graph.sources[var]) for var in node.ins)
-        return sum(self.of(node) * (1 + moving(node)) for node in self.graph.nodes)
+    def memory(self, tasks: Iterable[Task]) -> float:
+        """Entries of temporaries per example: values and their adjoints, and the largest task."""
+        values = sum(self.graph.size(var) for node in self.graph.nodes for var in node.outs)
+        return 4.0 * values + max((task.memory for task in tasks), default=0.0)
 
-    def _of(self, node: Node) -> float:
+    def pay_for(self, tasks: Iterable[Task]) -> float:
+        """Notes what the cuts of these tasks need, and returns its work."""
+        graph, total = self.graph, 0.0
+        pulled: dict[int, list[int]] = {}
+        for task in tasks:
+            if task.cut is not None:
+                sites = pulled.setdefault(task.cut, [])
+                if task.way == "rows":
+                    sites.append(task.site)
+        for cut, sites in pulled.items():
+            between = graph.before([cut], graph.after(sites)) if sites else []
+            self.paid[cut] = {*sites, *(var for node in between for var in node.outs)}
+            total += self.hessian(cut) + graph.size(cut) * sum(map(self.work, between))
+        return total
+
+    def hessian(self, cut: int) -> float:
+        """The work of the Hessian in a cut."""
+        return PRODUCT_WORK * self.graph.size(cut) * sum(map(self.work, self.graph.after([cut])))
+
+    def cheapest(self, uses: tuple[Use, ...], structures: dict[Use, Structure]) -> Task:
+        """The way that takes the least work, with what is paid for left out."""
+        graph, site = self.graph, uses[0].site
+        start, shared = self._start(uses, structures)
+        after = graph.after([site])
+        bends = bending(graph, site, after)
+        options = []
+        if all(has_forward_rule(graph, node) for node in after):
+            options.append(self._forward(site, start, after, None))
+        else:
+            work = PRODUCT_WORK * _count(start) * sum(map(self.work, after))
+            memory = _count(start) * _largest(graph, after)
+            options.append((work, work, memory, None, "products"))
+        for cut in graph.cuts(site):
+            beyond = set(graph.after([cut]))
+            if graph.size(cut) <= MAX_CUT and beyond.intersection(bends):
+                between = graph.before([cut], after)
+                if all(has_forward_rule(graph, node) for node in between):
+                    options.append(self._forward(site, start, between, cut))
+                near = leading_to(graph, bends, between)
+                if all(has_forward_rule(graph, node) for node in near):
+                    options.append(self._rows(site, start, shared, between, cut, near))
+        return self._task(uses, start, shared, min(options, key=lambda option: option[0]))
+
+    def through(self, uses: tuple[Use, ...], structures: dict[Use, Structure], cut: int) -> Task:
+        """The cheaper of both ways through a cut, for a function that is linear before it."""
+        graph, site = self.graph, uses[0].site
+        start, shared = self._start(uses, structures)
+        between = graph.before([cut], graph.after([site]))
+        options = [self._rows(site, start, shared, between, cut, [])]
+        if all(has_forward_rule(graph, node) for node in between):
+            options.append(self._forward(site, start, between, cut))
+        return self._task(uses, start, shared, min(options, key=lambda option: option[0]))
+
+    def _start(
+        self, uses: tuple[Use, ...], structures: dict[Use, Structure]
+    ) -> tuple[Tangent, bool]:
+        if structures[uses[0]].is_diagonal:
+            site = uses[0].site
+            return unit_tangents(self.graph.shape(site), self.graph.avals[site].dtype), True
+        return structures[uses[0]].tangent, False
+
+    def _forward(
+        self, site: int, start: Tangent, nodes: Sequence[Node], cut: int | None
+    ) -> tuple[float, float, float, int | None, Way]:
+        own, memory = self._follow(site, start, nodes)
+        shared_work = 0.0
+        if cut is not None:
+            size = self.graph.size(cut)
+            own += 2.0 * _count(start) * size * size
+            memory = max(memory, _count(start) * size)
+            shared_work = 0.0 if cut in self.paid else self.hessian(cut)
+        return own + shared_work, own, memory, cut, "forward"
+
+    def _rows(
+        self,
+        site: int,
+        start: Tangent,
+        shared: bool,
+        between: Sequence[Node],
+        cut: int,
+        near: Sequence[Node],
+    ) -> tuple[float, float, float, int | None, Way]:
+        graph, size = self.graph, self.graph.size(cut)
+        own, memory = self._follow(site, start, near)
+        own += 2.0 * size * size * _count(start)
+        if not shared:
+            own += 2.0 * size * math.prod(start.value.shape) * _untouched(graph, site, start)
+        shared_work = 0.0 if cut in self.paid else self.hessian(cut)
+        if site not in self.paid.get(cut, ()):
+            shared_work += size * sum(map(self.work, between))
+        memory = max(memory, size * max(_largest(graph, between), _count(start)))
+        return own + shared_work, own, memory, cut, "rows"
+
+    def _task(
+        self,
+        uses: tuple[Use, ...],
+        start: Tangent,
+        shared: bool,
+        option: tuple[float, float, float, int | None, Way],
+    ) -> Task:
+        _, work, memory, cut, way = option
+        site, count, chunk = uses[0].site, _count(start), None
+        if memory > MOST and way == "forward":
+            chunk = max(1, int(count * MOST / memory))
+            memory = memory * chunk / count
+        # The sums over examples: each entry of a leaf once.
+        work += sum(2.0 * self.graph.size(self.graph.leaves[use.leaf]) for use in uses)
+        varying = _varies(self.graph, site)
+        return Task(site, uses, shared, varying, count, cut, way, work, memory, chunk)
+
+    def _work(self, node: Node) -> float:
         size = sum(self.graph.size(var) for var in node.outs)
         if node.name == "dot_general":
             contracted, _ = node.params["dimension_numbers"]
@@ -198,41 +263,79 @@ class _Work:
             return float(ELEMENTWISE_WORK * size)
         return float(size + sum(self.graph.size(var) for var in node.ins))
 
+    def _follow(self, site: int, start: Tangent, nodes: Sequence[Node]) -> tuple[float, float]:
+        """The work and the largest temporary of pushing tangents through operations."""
+        tied: dict[int, tuple[tuple[Label, ...], ...]] = {site: start.tied}
+        labels = labels_of(start)
+        everything = math.prod(label.size for label in labels)
+        total, largest = 0.0, float(math.prod(start.value.shape))
+        for node in nodes:
+            positions = [i for i, var in enumerate(node.ins) if var in tied]
+            if not positions:
+                continue
+            results = []
+            for i in positions:
+                mine = tied[node.ins[i]]
+                kept = axes_kept(self.graph, node, i, [bool(x) for x in mine])
+                placed: list[tuple[Label, ...]] = [()] * len(self.graph.shape(node.outs[0]))
+                for axis, target in enumerate(kept):
+                    if target is not None and mine[axis]:
+                        placed[target] = placed[target] + mine[axis]
+                results.append(tuple(placed))
+            same = all(result == results[0] for result in results)
+            out = results[0] if same else ((),) * len(results[0])
+            bound = math.prod(label.size for axis in out for label in axis)
+            entries = everything / max(bound, 1)
+            if node.name == "dot_general" and len(positions) == 1:
+                before = math.prod(x.size for axis in tied[node.ins[positions[0]]] for x in axis)
+                pushes = everything / max(before, 1)
+            else:
+                pushes = entries
+            total += pushes * self.work(node)
+            largest = max(largest, entries * self.graph.size(node.outs[0]))
+            for var in node.outs:
+                if self.graph.sources[var]:
+                    rank = len(self.graph.shape(var))
+                    tied[var] = out if len(out) == rank else ((),) * rank
+        return total, largest
 
-def _follow(
-    graph: Graph, work: _Work, site: int, start: Tangent, nodes: Sequence[Node]
-) -> tuple[float, float]:
-    """The work and the largest temporary of pushing tangents through operations."""
-    tied: dict[int, tuple[tuple[Label, ...], ...]] = {site: start.tied}
-    labels = labels_of(start)
-    everything = math.prod(label.size for label in labels)
-    total, largest = 0.0, float(math.prod(start.value.shape))
+
+def bending(graph: Graph, site: int, nodes: Sequence[Node]) -> list[Node]:
+    """Those of the operations after a site that are not affine in what depends on it."""
+    reached, bends = {site}, []
     for node in nodes:
-        positions = [i for i, var in enumerate(node.ins) if var in tied]
-        if not positions:
-            continue
-        results = []
-        for i in positions:
-            mine = tied[node.ins[i]]
-            kept = axes_kept(graph, node, i, [bool(x) for x in mine])
-            placed: list[tuple[Label, ...]] = [()] * len(graph.shape(node.outs[0]))
-            for axis, target in enumerate(kept):
-                if target is not None and mine[axis]:
-                    placed[target] = placed[target] + mine[axis]
-            results.append(tuple(placed))
-        same = all(result == results[0] for result in results)
-        out = results[0] if same else ((),) * len(results[0])
-        bound = math.prod(label.size for axis in out for label in axis)
-        entries = everything / max(bound, 1)
-        if node.name == "dot_general" and len(positions) == 1:
-            before = math.prod(x.size for axis in tied[node.ins[positions[0]]] for x in axis)
-            pushes = everything / max(before, 1)
-        else:
-            pushes = entries
-        total += pushes * work.of(node)
-        largest = max(largest, entries * graph.size(node.outs[0]))
-        for var in node.outs:
-            if graph.sources[var]:
-                rank = len(graph.shape(var))
-                tied[var] = out if len(out) == rank else ((),) * rank
-    return total, largest
+        positions = [i for i, var in enumerate(node.ins) if var in reached]
+        if positions:
+            reached.update(var for var in node.outs if graph.sources[var])
+            if not is_affine(graph, node, positions):
+                bends.append(node)
+    return bends
+
+
+def leading_to(graph: Graph, bends: Sequence[Node], nodes: Sequence[Node]) -> list[Node]:
+    """Those of `nodes` that bend, and those that lead to them."""
+    inside = [node for node in nodes if node in bends]
+    before = graph.before([var for node in inside for var in node.ins], nodes)
+    return [node for node in nodes if node in inside or node in before]
+
+
+def _count(start: Tangent) -> int:
+    return math.prod(label.size for label in labels_of(start))
+
+
+def _untouched(graph: Graph, site: int, start: Tangent) -> int:
+    """How many entries of a site one stored entry of its tangents stands for."""
+    stored = start.value.shape[len(start.directions) :]
+    return math.prod(n for n, s in zip(graph.shape(site), stored, strict=True) if s == 1)
+
+
+def _largest(graph: Graph, nodes: Iterable[Node]) -> int:
+    return max((graph.size(var) for node in nodes for var in node.outs), default=1)
+
+
+def _varies(graph: Graph, site: int) -> bool:
+    """Whether curvature at a site can differ between examples."""
+    return graph.varying[site] or any(
+        node.name not in PASSING and any(graph.varying[var] for var in node.ins)
+        for node in graph.after([site])
+    )

@@ -1,0 +1,159 @@
+"""The second derivative of one example's loss along the directions of a task."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from sapsel_jax._accumulate import wide_dtype
+from sapsel_jax._adjoints import pull
+from sapsel_jax._basis import diagonal_by_products
+from sapsel_jax._graph import Graph, Node, Values, tail
+from sapsel_jax._lifts import lift
+from sapsel_jax._push import spread
+from sapsel_jax._routes import Task, bending, leading_to
+from sapsel_jax._tangents import (
+    Label,
+    Tangent,
+    arrange,
+    contract,
+    dense,
+    labels_of,
+    unit_tangents,
+)
+
+
+class Cut:
+    """The Hessian of the output in a small variable, and rows pulled back from it.
+
+    Attributes:
+      hessian: a matrix over the entries of the variable.
+      rows: for each variable on the way the derivative of each entry of the cut, along the leading
+        axis.
+    """
+
+    def __init__(self, graph: Graph, values: Values, var: int, sources: Sequence[int]) -> None:
+        size, value = graph.size(var), values[var]
+        output = tail(graph, var, values)
+        flat = lambda x: output(x.reshape(value.shape))
+        self.hessian = jax.hessian(flat)(value.reshape(-1)).astype(wide_dtype(value.dtype))
+        self.rows: Values = {}
+        if sources:
+            unit = jnp.eye(size, dtype=value.dtype).reshape(size, *value.shape)
+            between = graph.before([var], graph.after(sources))
+            self.rows = pull(graph, between, values, {var: unit}, sources, rows=True)
+
+
+def open_cuts(graph: Graph, values: Values, tasks: Iterable[Task]) -> dict[int, Cut]:
+    """The cuts that some tasks go through."""
+    sources: dict[int, list[int]] = {}
+    for task in tasks:
+        if task.cut is not None:
+            sites = sources.setdefault(task.cut, [])
+            if task.way == "rows":
+                sites.append(task.site)
+    return {cut: Cut(graph, values, cut, sites) for cut, sites in sources.items()}
+
+
+def curvature(
+    graph: Graph, task: Task, values: Values, cuts: dict[int, Cut], adjoints: Values | None
+) -> jax.Array:
+    """The second derivative along every direction of a task.
+
+    Args:
+      graph: of the loss.
+      task: where, and which way.
+      values: of all variables.
+      cuts: those of the task and of others.
+      adjoints: of the variables after the site; None leaves out all curvature before the cut.
+
+    Returns:
+      An array with an axis for each label: those of the site's axes, or those of the use.
+    """
+    if task.shared:
+        start = unit_tangents(graph.shape(task.site), graph.avals[task.site].dtype)
+        order = labels_of(start)
+    else:
+        start, order = lift(graph, task.uses[0], values)
+    if task.way == "products":
+        directions = None if task.shared else dense(start, graph.shape(task.site), order)
+        output = tail(graph, task.site, values)
+        along = diagonal_by_products(output, values[task.site], directions)
+        return along.reshape([label.size for label in order])
+    nodes = graph.after([task.site])
+    if task.cut is not None:
+        nodes = graph.before([task.cut], nodes)
+    if task.way == "rows":
+        bends = [] if adjoints is None else bending(graph, task.site, nodes)
+        nodes = leading_to(graph, bends, nodes)
+    cut = None if task.cut is None else cuts[task.cut]
+    run = lambda start, order: _along(graph, task, nodes, values, cut, adjoints, start, order)
+    return run(start, order) if task.chunk is None else _in_chunks(graph, task, start, order, run)
+
+
+def _along(
+    graph: Graph,
+    task: Task,
+    nodes: Sequence[Node],
+    values: Values,
+    cut: Cut | None,
+    adjoints: Values | None,
+    start: Tangent,
+    order: tuple[Label, ...],
+) -> jax.Array:
+    """What is met on the way to the cut, or to the end, and what follows the cut."""
+    sizes = [label.size for label in order]
+    tangents = {task.site: start}
+    total = spread(graph, nodes, values, tangents, adjoints, order)
+    if cut is None or task.cut is None:
+        return jnp.broadcast_to(total, sizes)
+    if task.way == "forward":
+        moves = dense(tangents[task.cut], graph.shape(task.cut), order)
+        moves = moves.reshape(*sizes, len(cut.hessian))
+        return total + jnp.sum((moves @ cut.hessian) * moves, -1)
+    rows = cut.rows[task.site]
+    if task.shared:
+        rows = rows.reshape(len(cut.hessian), *sizes)
+    else:
+        rows = contract([start], rows, order, num_rows=1)
+    return total + jnp.sum(jnp.tensordot(cut.hessian, rows, 1) * rows, 0)
+
+
+def _in_chunks(
+    graph: Graph,
+    task: Task,
+    start: Tangent,
+    order: tuple[Label, ...],
+    run: Callable[[Tangent, tuple[Label, ...]], jax.Array],
+) -> jax.Array:
+    """Runs some directions at a time: of those stored one by one, or else along one tied axis."""
+    shape = graph.shape(task.site)
+    assert task.chunk is not None
+    if start.directions:
+        split, tied = start.directions, start.tied
+        count = math.prod(label.size for label in split)
+        rows = start.value.reshape(count, *start.value.shape[len(split) :])
+        pick = lambda indices: rows[jnp.minimum(indices, count - 1)]
+    else:
+        axis = max(range(len(shape)), key=lambda a: math.prod(x.size for x in start.tied[a]))
+        split, count = start.tied[axis], shape[axis]
+        tied = (*start.tied[:axis], (), *start.tied[axis + 1 :])
+        wide = [1] * len(shape)
+        wide[axis] = count
+        places = jnp.arange(count).reshape(wide)
+        pick = lambda indices: (
+            start.value
+            * (places == indices.reshape(-1, *(1,) * len(shape))).astype(start.value.dtype)
+        )
+    others = tuple(label for labels in tied for label in labels)
+    width = max(1, min(count, task.chunk // max(1, math.prod(x.size for x in others))))
+    label = Label(width)
+
+    def chunk(indices: jax.Array) -> jax.Array:
+        return run(Tangent(pick(indices), (label,), tied), (label, *others))
+
+    indices = jnp.arange(-(-count // width) * width).reshape(-1, width)
+    results = jax.lax.map(chunk, indices)
+    results = results.reshape(-1, *results.shape[2:])[:count]
+    return arrange(results, (*split, *others), order)
