@@ -2,6 +2,13 @@
 
 from sapsel_jax._basis import basis_diagonal, probe_diagonal
 from sapsel_jax._exact import exact_diagonal
+from sapsel_jax._explain import Plan, explain
+from sapsel_jax._gauss_newton import (
+    empirical_fisher_diagonal,
+    gauss_newton_diagonal,
+    is_piecewise_affine,
+    sampled_gauss_newton_diagonal,
+)
 from sapsel_jax._hutchinson import hutchinson_diagonal
 from sapsel_jax._masks import (
     describe_mask,
@@ -37,12 +44,17 @@ from sapsel_jax._transforms import selective
 from sapsel_jax._updates import first_order_update, iterative_update
 
 __all__ = [
+    "Plan",
     "basis_diagonal",
     "count_nonfinite",
     "describe_mask",
+    "empirical_fisher_diagonal",
     "exact_diagonal",
+    "explain",
     "first_order_update",
+    "gauss_newton_diagonal",
     "hutchinson_diagonal",
+    "is_piecewise_affine",
     "iterative_update",
     "load_mask",
     "mask_complement",
@@ -52,6 +64,7 @@ __all__ = [
     "mask_overlap",
     "mask_union",
     "probe_diagonal",
+    "sampled_gauss_newton_diagonal",
     "save_mask",
     "score_brain_damage",
     "score_decrease",

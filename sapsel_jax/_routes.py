@@ -246,7 +246,7 @@ class _Finder:
             memory = memory * chunk / count
         # The sums over examples: each entry of a leaf once.
         work += sum(2.0 * self.graph.size(self.graph.leaves[use.leaf]) for use in uses)
-        varying = _varies(self.graph, site)
+        varying = varies(self.graph, site)
         return Task(site, uses, shared, varying, count, cut, way, work, memory, chunk)
 
     def _work(self, node: Node) -> float:
@@ -333,7 +333,7 @@ def _largest(graph: Graph, nodes: Iterable[Node]) -> int:
     return max((graph.size(var) for node in nodes for var in node.outs), default=1)
 
 
-def _varies(graph: Graph, site: int) -> bool:
+def varies(graph: Graph, site: int) -> bool:
     """Whether curvature at a site can differ between examples."""
     return graph.varying[site] or any(
         node.name not in PASSING and any(graph.varying[var] for var in node.ins)

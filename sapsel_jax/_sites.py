@@ -52,16 +52,20 @@ class Use:
     reason: str
 
 
-def find_uses(graph: Graph) -> list[Use]:
+def find_uses(graph: Graph, *, additive: bool = True) -> list[Use]:
     """The uses of all leaves; a leaf that does not reach the output has none.
 
-    Adds `copy` operations to the graph where a use begins with an operation that is not affine.
+    With `additive` a leaf may have several uses that meet in additive operations only, as they may
+    for second derivatives; without, a leaf with several uses is its own site. Adds `copy`
+    operations to the graph where a use begins with an operation that is not affine.
     """
     uses: list[Use] = []
     for leaf, var in enumerate(graph.leaves):
         entries = _entries(graph, var)
         found = [_use(graph, leaf, var, node, chain) for node, chain in entries]
         reason = _conflict(graph, found)
+        if not additive and len(found) > 1 and not _apart([_slice_of(use) for use in found]):
+            reason = f"{len(found)} uses"
         if reason:
             found = [Use(leaf, (), var, (), var, None, "", reason)]
         uses.extend(found)
