@@ -84,7 +84,24 @@ def _derivative(graph: Graph, node: Node, positions: Sequence[int]) -> Any:
         closed = jax.make_jaxpr(derivative)(tuple(moving), tuple(moving), inputs)
     except TypeError:
         return None
-    return closed.jaxpr
+    return None if _has_reverse_rule(closed.jaxpr) else closed.jaxpr
+
+
+def _has_reverse_rule(jaxpr: Any) -> bool:
+    """Whether a derivative rests on a custom rule that can only be run in reverse."""
+    for eqn in jaxpr.eqns:
+        inner = [
+            x for value in eqn.params.values() for x in jax.tree.leaves(value, is_leaf=_is_jaxpr)
+        ]
+        if eqn.primitive.name == "custom_lin" or any(
+            _has_reverse_rule(getattr(x, "jaxpr", x)) for x in inner if _is_jaxpr(x)
+        ):
+            return True
+    return False
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
 
 
 def _spread(jaxpr: Any, active: set[Any]) -> list[bool]:

@@ -124,9 +124,10 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
 
 
 def _planned(graph: Graph, routes: Routes, name: str, use: Use, task: Task) -> PlannedUse:
-    site = f"{use.entered_by} -> {_shape_text(graph.shape(use.site))}"
-    if use.reason:
-        site = "itself"
+    site = "itself"
+    if use.entry is not None:
+        entered_by = use.entry.params.get("for", use.entry.name)
+        site = f"{entered_by} -> {_shape_text(graph.shape(use.site))}"
     cut = "" if task.cut is None else _shape_text(graph.shape(task.cut))
     where = "at the leaf" if use.reason or not task.shared else "at the site"
     products = task.num_entries

@@ -5,7 +5,7 @@ g the adjoint of the operation's output, ẋ the tangents of its inputs. One fir
 direction is enough, for any loss.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -26,11 +26,13 @@ def spread(
     tangents: Tangents,
     adjoints: Values | None = None,
     order: Sequence[Label] = (),
+    ends: Container[Node] = (),
 ) -> Any:
     """Carries tangents through operations, adding them to `tangents`.
 
     Returns the curvature that they met, with an axis for each label in `order`: the sum of
-    ⟨g, D²f[ẋ, ẋ]⟩ over the operations that are not affine, or 0 without `adjoints`.
+    ⟨g, D²f[ẋ, ẋ]⟩ over the operations that are not affine, or 0 without `adjoints`. Tangents go no
+    further than the operations in `ends`.
     """
     curvature: Any = 0.0
     for node in nodes:
@@ -39,8 +41,9 @@ def spread(
             continue
         if adjoints is not None and not is_affine(graph, node, positions):
             curvature += _second(graph, node, positions, values, tangents, adjoints, order)
-        outs = _push(graph, node, positions, values, tangents)
-        tangents.update((v, t) for v, t in zip(node.outs, outs, strict=True) if t is not None)
+        if node not in ends:
+            outs = _push(graph, node, positions, values, tangents)
+            tangents.update((v, t) for v, t in zip(node.outs, outs, strict=True) if t is not None)
     return curvature
 
 
@@ -260,6 +263,9 @@ def _second(
     aligned = align(moving, shapes, blocked)
     if same_shape and node.name == "mul":
         return contract(aligned, 2 * adjoints[node.outs[0]], order)
+    if node.name == "dot_general" and not shape and shapes[0] == shapes[1]:
+        aligned = align(moving, shapes, [set(), set()])
+        return contract(aligned, jnp.broadcast_to(2 * adjoints[node.outs[0]], shapes[0]), order)
     flat = _flatten(aligned, points)
     directions = aligned[0].directions
 

@@ -81,14 +81,14 @@ def curvature(
         output = tail(graph, task.site, values)
         along = diagonal_by_products(output, values[task.site], directions)
         return along.reshape([label.size for label in order])
-    nodes = graph.after([task.site])
+    nodes, ends = graph.after([task.site]), set()
     if task.cut is not None:
         nodes = graph.before([task.cut], nodes)
-    if task.way == "rows":
+    if task.cut is None or task.way == "rows":
         bends = [] if adjoints is None else bending(graph, task.site, nodes)
-        nodes = leading_to(graph, bends, nodes)
+        nodes, ends = leading_to(graph, bends, nodes)
     cut = None if task.cut is None else cuts[task.cut]
-    run = lambda start, order: _along(graph, task, nodes, values, cut, adjoints, start, order)
+    run = lambda start, order: _along(graph, task, nodes, ends, values, cut, adjoints, start, order)
     return run(start, order) if task.chunk is None else _in_chunks(graph, task, start, order, run)
 
 
@@ -96,6 +96,7 @@ def _along(
     graph: Graph,
     task: Task,
     nodes: Sequence[Node],
+    ends: set[Node],
     values: Values,
     cut: Cut | None,
     adjoints: Values | None,
@@ -105,7 +106,7 @@ def _along(
     """What is met on the way to the cut, or to the end, and what follows the cut."""
     sizes = [label.size for label in order]
     tangents = {task.site: start}
-    total = spread(graph, nodes, values, tangents, adjoints, order)
+    total = spread(graph, nodes, values, tangents, adjoints, order, ends)
     if cut is None or task.cut is None:
         return jnp.broadcast_to(total, sizes)
     if task.way == "forward":

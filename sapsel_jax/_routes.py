@@ -166,7 +166,8 @@ class _Finder:
         bends = bending(graph, site, after)
         options = []
         if all(has_forward_rule(graph, node) for node in after):
-            options.append(self._forward(site, start, after, None))
+            near, _ = leading_to(graph, bends, after)
+            options.append(self._forward(site, start, near, None))
         else:
             work = PRODUCT_WORK * _count(start) * sum(map(self.work, after))
             memory = _count(start) * _largest(graph, after)
@@ -177,7 +178,7 @@ class _Finder:
                 between = graph.before([cut], after)
                 if all(has_forward_rule(graph, node) for node in between):
                     options.append(self._forward(site, start, between, cut))
-                near = leading_to(graph, bends, between)
+                near, _ = leading_to(graph, bends, between)
                 if all(has_forward_rule(graph, node) for node in near):
                     options.append(self._rows(site, start, shared, between, cut, near))
         return self._task(uses, start, shared, min(options, key=lambda option: option[0]))
@@ -312,11 +313,14 @@ def bending(graph: Graph, site: int, nodes: Sequence[Node]) -> list[Node]:
     return bends
 
 
-def leading_to(graph: Graph, bends: Sequence[Node], nodes: Sequence[Node]) -> list[Node]:
-    """Those of `nodes` that bend, and those that lead to them."""
+def leading_to(
+    graph: Graph, bends: Sequence[Node], nodes: Sequence[Node]
+) -> tuple[list[Node], set[Node]]:
+    """Those of `nodes` that bend or lead to one that does; and those that lead no further."""
     inside = [node for node in nodes if node in bends]
-    before = graph.before([var for node in inside for var in node.ins], nodes)
-    return [node for node in nodes if node in inside or node in before]
+    before = set(graph.before([var for node in inside for var in node.ins], nodes))
+    ends = {node for node in inside if node not in before}
+    return [node for node in nodes if node in before or node in ends], ends
 
 
 def _count(start: Tangent) -> int:

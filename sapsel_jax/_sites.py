@@ -7,6 +7,8 @@ uses. A leaf whose uses meet otherwise is its own site.
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Sequence
 
 from sapsel_jax._affine import is_affine
@@ -38,7 +40,7 @@ class Use:
       path: operations from the root to the site.
       site: the variable through which the use acts.
       gather: the operation that looks rows up in the leaf, if that is how it is used.
-      entered_by: the operation at which the leaf enters, for people.
+      entry: the operation of the path at which the leaf meets something else, or its copy.
       reason: why the leaf is its own site; empty where a site was found.
     """
 
@@ -48,7 +50,7 @@ class Use:
     path: tuple[Node, ...]
     site: int
     gather: Node | None
-    entered_by: str
+    entry: Node | None
     reason: str
 
 
@@ -67,7 +69,7 @@ def find_uses(graph: Graph, *, additive: bool = True) -> list[Use]:
         if not additive and len(found) > 1 and not _apart([_slice_of(use) for use in found]):
             reason = f"{len(found)} uses"
         if reason:
-            found = [Use(leaf, (), var, (), var, None, "", reason)]
+            found = [Use(leaf, (), var, (), var, None, None, reason)]
         uses.extend(found)
     return uses
 
@@ -91,28 +93,44 @@ def _entries(graph: Graph, leaf: int) -> list[tuple[Node, list[Node]]]:
         elif affine and len(node.outs) == 1:
             entries.append((node, chain))
         else:
-            copies = _insert_copies(graph, node, images)
-            entries.extend((copy, chain) for copy in copies)
+            entries.append((_insert_copy(graph, leaf, node, images, chain), chain))
     return entries
 
 
-def _insert_copies(graph: Graph, node: Node, images: set[int]) -> list[Node]:
-    """Lets an operation read copies of these variables, so that each copy is a site of its own."""
+def _insert_copy(
+    graph: Graph, leaf: int, node: Node, images: set[int], chain: Sequence[Node]
+) -> Node:
+    """Lets an operation read a copy of what it reads of a leaf: a site of its own.
+
+    Of a single image that is a copy of the image; of several it is a copy of the leaf, which the
+    operations between are repeated on.
+    """
+    read = [var for var in dict.fromkeys(node.ins) if var in images]
+    source, between = (read[0], []) if len(read) == 1 else (leaf, graph.before(read, chain))
+    params = {"for": node.name}
+    renamed = {source: _new_like(graph, source)}
+    copy = Node("copy", (source,), (renamed[source],), lambda x: [x], params, elementwise=True)
+    added = [copy]
+    for step in between:
+        renamed.update((var, _new_like(graph, var)) for var in step.outs)
+        added.append(_rename(step, renamed, outs=True))
     place = graph.nodes.index(node)
-    copies, renamed = [], {}
-    for var in dict.fromkeys(node.ins):
-        if var in images:
-            out = len(graph.avals)
-            graph.avals.append(graph.avals[var])
-            graph.sources.append(graph.sources[var])
-            graph.varying.append(graph.varying[var])
-            params = {"for": node.name}
-            copies.append(Node("copy", (var,), (out,), lambda x: [x], params, elementwise=True))
-            renamed[var] = out
-    ins = tuple(renamed.get(var, var) for var in node.ins)
-    graph.nodes[place : place + 1] = [*copies, dataclasses.replace(node, ins=ins)]
+    graph.nodes[place : place + 1] = [*added, _rename(node, renamed)]
     graph.__dict__.pop("consumers", None)
-    return copies
+    return copy
+
+
+def _new_like(graph: Graph, var: int) -> int:
+    graph.avals.append(graph.avals[var])
+    graph.sources.append(graph.sources[var])
+    graph.varying.append(graph.varying[var])
+    return len(graph.avals) - 1
+
+
+def _rename(node: Node, renamed: dict[int, int], *, outs: bool = False) -> Node:
+    ins = tuple(renamed.get(var, var) for var in node.ins)
+    results = tuple(renamed[var] for var in node.outs) if outs else node.outs
+    return dataclasses.replace(node, ins=ins, outs=results)
 
 
 def _use(graph: Graph, leaf: int, var: int, entry: Node, chain: Sequence[Node]) -> Use:
@@ -137,8 +155,7 @@ def _use(graph: Graph, leaf: int, var: int, entry: Node, chain: Sequence[Node]) 
         prefix.append(path.pop(0))
         var = prefix[-1].outs[0]
     gather = entry if not path and _looks_up_rows(graph, entry, var) else None
-    entered_by = entry.params["for"] if entry.name == "copy" else entry.name
-    return Use(leaf, tuple(prefix), var, (*path, entry, *after), site, gather, entered_by, "")
+    return Use(leaf, tuple(prefix), var, (*path, entry, *after), site, gather, entry, "")
 
 
 def _reaches(graph: Graph, var: int, node: Node, chain: Sequence[Node]) -> bool:
@@ -170,17 +187,19 @@ def _conflict(graph: Graph, uses: Sequence[Use]) -> str:
     if len(uses) < 2:
         return ""
     slices = [_slice_of(use) for use in uses]
-    reached: dict[int, int] = {}
+    entered: dict[Node | None, tuple[int, set[int]]] = {}
     for bit, use in enumerate(uses):
-        reached[use.site] = reached.get(use.site, 0) | 1 << bit
+        images = {use.root, *(var for node in use.path for var in node.outs)}
+        entered[use.entry] = (1 << bit, images)
+    reached: dict[int, int] = {}
     for node in graph.nodes:
-        positions = [i for i, var in enumerate(node.ins) if var in reached]
+        bits, images = entered.get(node, (0, set()))
+        found = [bits if var in images else reached.get(var, 0) for var in node.ins]
+        positions = [i for i, some in enumerate(found) if some]
         outs = [var for var in node.outs if graph.sources[var]]
         if not positions or not outs:
             continue
-        together = 0
-        for i in positions:
-            together |= reached[node.ins[i]]
+        together = functools.reduce(operator.or_, found)
         met = [bit for bit in range(len(uses)) if together >> bit & 1]
         mixed = len(met) > 1 and not _apart([slices[bit] for bit in met])
         if mixed and not is_affine(graph, node, positions):

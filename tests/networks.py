@@ -14,6 +14,23 @@ def normal(key, *shape):
     return jax.random.normal(key, shape) / jnp.sqrt(jnp.maximum(shape[0], 1))
 
 
+def conv(image, kernel, strides=(1, 1), padding="VALID", dilation=(1, 1), groups=1):
+    """A convolution of one image (height, width, channels)."""
+    return jax.lax.conv_general_dilated(
+        image[None],
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=dilation,
+        feature_group_count=groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )[0]
+
+
+def mean_pool(image):
+    return image.mean((0, 1))
+
+
 def mlp(activation=jnp.tanh):
     """5-4-3 with a scalar scale and an empty leaf: 40 parameters."""
     keys = iter(jax.random.split(jax.random.key(0), 8))
@@ -67,3 +84,15 @@ def dense_diagonal(fn, params):
     """The diagonal of `jax.hessian` over all parameters at once."""
     flat, unravel = ravel_pytree(params)
     return unravel(jnp.diagonal(jax.hessian(lambda x: fn(unravel(x)))(flat)))
+
+
+def as_float64(tree):
+    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.tree.map(lambda x: x.astype(jnp.float64) if is_float(x) else x, tree)
+
+
+def relative_error(got, want):
+    """The largest difference over the largest entry, over all leaves."""
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    differences = [jnp.abs(a - b).max() for a, b in pairs if b.size]
+    return max(differences) / max(jnp.abs(b).max() for b in jax.tree.leaves(want) if b.size)
