@@ -88,7 +88,8 @@ def is_prepared(name: str, data_dir: str | None = None) -> bool:
     if name == "digits":
         return True
     try:
-        return _builder(name, data_dir).is_prepared()
+        with _quiet_logging():
+            return _builder(name, data_dir).is_prepared()
     except UsageError:
         return False
 
@@ -117,11 +118,12 @@ def _load_tfds(name: str, data_dir: str | None) -> tuple[str, Split, Split]:
             f'.download_and_prepare()"`.'
         )
     with _quiet_logging():
-        parts = [
-            _read(builder.as_data_source(split=split), builder.info.splits[split].num_examples)
+        sources = builder.as_data_source()
+        train, test = (
+            _read(sources[split], builder.info.splits[split].num_examples)
             for split in ("train", "test")
-        ]
-    return _variant(Path(builder.data_path)), *parts
+        )
+    return _variant(Path(builder.data_path)), train, test
 
 
 def _builder(name: str, data_dir: str | None):

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from benchmarks.curvature import gradient_equivalents, timed
-from benchmarks.data import Dataset, load_dataset
+from benchmarks.data import DATASETS, Dataset, load_dataset
 from benchmarks.errors import check_at_least, check_choice, check_share
 from benchmarks.methods import METHODS, Material
 from benchmarks.metrics import accuracy, count_changed, count_entries, recovery
-from benchmarks.models import Model, build_model
+from benchmarks.models import MODELS, Model, build_model
 from benchmarks.scenarios import SCENARIOS, Poisoned, poison
 from benchmarks.training import RECIPES, Recipe, num_steps, train
 from benchmarks.updates import (
@@ -43,10 +43,9 @@ class Settings:
     """Share of the training examples that is poisoned; None is the scenario's own."""
     fraction: float = 0.05
     """Share of the parameters that a mask selects."""
-    steps: int = 20
-    """Batches of the iterative update."""
-    batch_size: int = 64
-    """Examples of each of these batches, half of them corrected, half retained."""
+    budget: float = 0.05
+    """Example gradients of the iterative update, as a share of those of retraining. Half of its
+    examples are corrected ones, half are retained."""
     curvature_examples: int = 2_000
     """Training examples that curvature is measured on, drawn at random; fewer where the training
     set is smaller."""
@@ -59,12 +58,13 @@ class Settings:
 
     def check(self) -> None:
         """Raises UsageError unless every setting is in its range."""
+        check_choice("dataset", self.dataset, DATASETS)
         check_choice("scenario", self.scenario, SCENARIOS)
+        check_choice("model", self.model, MODELS)
         check_at_least("seeds", self.seeds, 1)
         check_share("share", self.poison_share)
         check_share("fraction", self.fraction)
-        check_at_least("steps", self.steps, 1)
-        check_at_least("batch-size", self.batch_size, 2)
+        check_share("budget", self.budget)
         check_at_least("curvature-examples", self.curvature_examples, 1)
         if self.train_examples is not None:
             check_at_least("train-examples", self.train_examples, 100)
@@ -182,7 +182,6 @@ def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> 
     num_train = len(poisoned.train.labels)
     recipe = settings.recipe
     steps = num_steps(recipe, num_train)
-    check_at_least("train-examples", num_train, recipe.batch_size)
     params = train(model, recipe, poisoned.train, np.arange(num_train), steps, seed)
     num_sampled = min(settings.curvature_examples, num_train)
     sampled = np.random.default_rng([seed, 3]).choice(num_train, num_sampled, replace=False)
@@ -196,8 +195,8 @@ def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> 
         about,
         weight,
         poisoned.train.take(poisoned.retained),
-        steps=settings.steps,
-        batch_size=settings.batch_size,
+        steps=max(1, round(settings.budget * steps)),
+        batch_size=recipe.batch_size,
         seed=seed,
     )
     corrections = Corrections(

@@ -112,9 +112,7 @@ UPDATES = {
         summary="adam on batches of corrected and retained examples",
         tuned="learning_rate",
         trials=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
-        run=lambda model, params, mask, c, value: _iterative(
-            model, params, mask, c.batches, value
-        ),
+        run=lambda model, params, mask, c, value: _iterative(model, params, mask, c.batches, value),
         example_gradients=lambda c: c.num_update_examples,
     ),
 }
