@@ -118,11 +118,7 @@ def _load_tfds(name: str, data_dir: str | None) -> tuple[str, Split, Split]:
             f'.download_and_prepare()"`.'
         )
     with _quiet_logging():
-        sources = builder.as_data_source()
-        train, test = (
-            _read(sources[split], builder.info.splits[split].num_examples)
-            for split in ("train", "test")
-        )
+        train, test = (_read(builder, split) for split in ("train", "test"))
     return _variant(Path(builder.data_path)), train, test
 
 
@@ -142,7 +138,9 @@ def _data_dir_argument(data_dir: str | None) -> str:
     return "" if data_dir is None else f"data_dir='{data_dir}', "
 
 
-def _read(source, num_examples: int) -> Split:
+def _read(builder, split: str) -> Split:
+    source = builder.as_data_source(split=split)
+    num_examples = builder.info.splits[split].num_examples
     images, labels = [], []
     for start in range(0, num_examples, READ_AT_ONCE):
         examples = source.__getitems__(range(start, min(start + READ_AT_ONCE, num_examples)))

@@ -83,7 +83,7 @@ class Settings:
         )
 
     def build(self, dataset: Dataset) -> Model:
-        """The network, the same object for every seed, so that it is compiled once."""
+        """The network."""
         return build_model(
             self.model,
             dataset=dataset.name,

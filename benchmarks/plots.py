@@ -85,11 +85,14 @@ def draw_recovery(path: Path, lines: Sequence[Line]) -> None:
         "Retraining from scratch is 100 %, the poisoned model 0 %. Bars: 95 % t intervals.",
     ) as figure:
         axes = figure.subplots(len(updates), len(measures), squeeze=False, sharex=True)
+        costs = [line.gradients for line in lines if line.update != "none"]
+        axes[0, 0].set_xscale("log")
+        axes[0, 0].set_xlim(min(costs) / 16, max(retraining * 2, max(costs) * 90))
         for row, update in zip(axes, updates, strict=True):
             part = [line for line in lines if line.update == update]
             for ax, short in zip(row, measures, strict=True):
                 _draw_recovery_panel(ax, part, short, retraining)
-                ax.set_title(f"{TITLES[update]} · {WORDS[short]}", pad=10)
+                ax.set_title(f"{TITLES[update]} · {WORDS[short]}", pad=20)
         for ax in axes[-1]:
             ax.set_xlabel("example gradients, selection and update together")
 
@@ -103,8 +106,6 @@ def _draw_recovery_panel(ax: Axes, lines: Sequence[Line], short: str, retraining
     low, high = _limits(means, recoverable)
     ax.set_ylim(low, high)
     costs = [line.gradients for line in lines]
-    ax.set_xscale("log")
-    ax.set_xlim(min(costs) / 16, max(retraining * 2, max(costs) * 60))
     ax.yaxis.set_major_formatter(
         lambda y, _: f"{100 * y:.0f} %" if recoverable else f"{100 * y:+.0f}"
     )
@@ -112,8 +113,15 @@ def _draw_recovery_panel(ax: Axes, lines: Sequence[Line], short: str, retraining
     ax.grid(axis="y", color=FAINT, linewidth=0.7)
     ax.axhline(aim, color=INK, linewidth=1.0)
     ax.axvline(retraining, color=INK, linewidth=1.0, linestyle=(0, (2, 2)))
-    note = {"color": INK, "fontsize": 9, "textcoords": "offset points"}
-    ax.annotate("retraining's cost", (retraining, low), (-5, 6), rotation=90, ha="right", **note)
+    ax.annotate(
+        "retraining's cost",
+        (retraining, 1.0),
+        (0, 4),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="center",
+        fontsize=9,
+    ).set_in_layout(False)
     if not recoverable:
         ax.set_ylabel("points above the retrained model")
     right = max(costs) * 2.2
@@ -213,21 +221,6 @@ def _draw_accuracy_panel(
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
-    first, second = sorted(references, key=lambda name: references[name])
-    for name, align, offset in ((first, "right", -3), (second, "left", 3)):
-        at = references[name]
-        style = "-" if name == "retrained" else (0, (2, 2))
-        ax.axvline(at, color=INK, linewidth=1.0, linestyle=style, zorder=2)
-        ax.annotate(
-            f"{name} {100 * at:.0f} %",
-            (at, 1.0),
-            (offset, 4),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha=align,
-            fontsize=9,
-            color=INK,
-        )
     for line in lines:
         if line.update == "none":
             continue
@@ -247,7 +240,30 @@ def _draw_accuracy_panel(
         )
     means = [line.accuracies[short].mean for line in lines]
     room = 0.28 * (max(means) - min(means)) + 0.01
-    ax.set_xlim(max(min(means) - room, -0.04), min(max(means) + room, 1.06))
+    low, high = max(min(means) - room, -0.04), min(max(means) + room, 1.06)
+    ax.set_xlim(low, high)
+    _draw_references(ax, references)
+
+
+def _draw_references(ax: Axes, references: dict[str, float]) -> None:
+    """A line for each reference, its name on the side where there is room."""
+    low, high = ax.get_xlim()
+    first, second = sorted(references, key=lambda name: references[name])
+    far_apart = references[second] - references[first] > 0.6 * (high - low)
+    sides = ("left", "right") if far_apart else ("right", "left")
+    for name, side in zip((first, second), sides, strict=True):
+        at = references[name]
+        style = "-" if name == "retrained" else (0, (2, 2))
+        ax.axvline(at, color=INK, linewidth=1.0, linestyle=style, zorder=2)
+        ax.annotate(
+            f"{name} {100 * at:.0f} %",
+            (at, 1.0),
+            (3 if side == "left" else -3, 4),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha=side,
+            fontsize=9,
+        )
 
 
 def draw_masks(path: Path, masks: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from benchmarks.curvature import ESTIMATOR
 from benchmarks.experiment import TUNING_SEED, Comparison
 from benchmarks.methods import METHODS, REFERENCES
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.summary import Line, paired_difference, summarise
+from benchmarks.summary import ACCURACIES, Line, paired_difference, summarise
 from benchmarks.tables import (
     TITLES,
     cells,
@@ -24,6 +24,7 @@ from benchmarks.tables import (
     plain_name,
     sections,
     short_number,
+    towards_retraining,
 )
 from benchmarks.updates import UPDATES
 
@@ -118,34 +119,42 @@ def _seeds(count: int) -> str:
 
 def _findings(comparison: Comparison, lines: Sequence[Line]) -> str:
     by_name = {(line.method, line.update): line for line in lines}
-    retraining = by_name["retrained", "none"].gradients
-    found = []
-    for update, spec in UPDATES.items():
-        line = by_name["sharpest", update]
-        achieved = " and ".join(_achieved(line, short) for short in line.accuracies)
-        found.append(
-            f"- **{TITLES[update]}** ({spec.summary}): `sharpest` {achieved}, changing "
-            f"{100 * line.changed / line.total:.1f} % of the parameters at "
-            f"{100 * line.gradients / retraining:.1f} % of retraining's example gradients."
-        )
-        for short, field in (("forget", "forget_accuracy"), ("test", "test_accuracy")):
-            others = []
-            for other in ("random_like_sharpest", "full"):
-                gain = paired_difference(comparison.rows, update, "sharpest", other, field)
-                others.append(f"{percent(gain, signed=True)} against `{other}`")
-            found.append(
-                f"  - {short} accuracy of `sharpest` on the same poisoned models, in points: "
-                f"{', '.join(others)}."
-            )
-    return "\n".join(found)
-
-
-def _achieved(line: Line, short: str) -> str:
-    word = "attack success" if short == "attack" else f"{short} accuracy"
-    if short in line.recoveries:
-        return f"recovers {percent(line.recoveries[short])} % of the gap in {word}"
-    gap = percent(line.gaps[short], signed=True)
-    return f"ends {gap} points from the retrained model in {word}"
+    poisoned, retrained = by_name["poisoned", "none"], by_name["retrained", "none"]
+    controls = ("random_like_sharpest", "full")
+    columns = ["sharpest", "poisoned", "unlearned", "retrained", "recovery %"]
+    columns += [f"less {plain_name(control)}" for control in controls]
+    lines_of_sharpest = [by_name["sharpest", update] for update in UPDATES]
+    rows = [
+        [
+            f"{TITLES[line.update]}, {short}",
+            *(percent(x.accuracies[short]) for x in (poisoned, line, retrained)),
+            towards_retraining(line, short),
+            *(
+                percent(
+                    paired_difference(comparison.rows, line.update, "sharpest", control, field),
+                    signed=True,
+                )
+                for control in controls
+            ),
+        ]
+        for line in lines_of_sharpest
+        for short, field in ACCURACIES.items()
+        if short in line.accuracies
+    ]
+    costs = " and ".join(
+        f"{100 * line.gradients / retrained.gradients:.1f} % ({TITLES[line.update].lower()})"
+        for line in lines_of_sharpest
+    )
+    return "\n\n".join(
+        [
+            f"What it does to change the sharpest {100 * comparison.settings.fraction:g} % of the "
+            f"parameters, for {costs} of retraining's example gradients. Figures are per cent; the "
+            "last two columns are points, paired over the same poisoned models: the first says "
+            "what the ranking adds to its choice of layers, the second what is lost by leaving "
+            "the other parameters alone.",
+            markdown_table(columns, rows),
+        ]
+    )
 
 
 def _tables(lines: Sequence[Line]) -> list[str]:

@@ -1,6 +1,6 @@
 """The table of a comparison, as text cells: the terminal and the report show the same ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.table import Table
@@ -35,8 +35,8 @@ def short_number(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Two significant digits, or whole seconds."""
-    return f"{value:.2g}" if value < 9.95 else f"{value:.0f}"
+    """To the millisecond, or whole seconds."""
+    return f"{value:.3f}" if value < 9.9995 else f"{value:.0f}"
 
 
 def headings(lines: Sequence[Line]) -> list[str]:
@@ -53,29 +53,32 @@ def headings(lines: Sequence[Line]) -> list[str]:
 
 
 def cells(line: Line) -> list[str]:
-    """One line of the table.
-
-    Where there is too little to recover the difference to the retrained model stands in its place,
-    marked by Δ.
-    """
-    towards = [
-        percent(line.recoveries[short])
-        if short in line.recoveries
-        else f"Δ {percent(line.gaps[short], signed=True)}"
-        for short in line.accuracies
-    ]
-    unchanged = line.method == "poisoned"
+    """One line of the table."""
+    costs = [NONE] * 3
+    if line.method != "poisoned":
+        costs = [
+            f"{line.changed:,.0f} ({100 * line.changed / line.total:.1f} %)",
+            split(line.selection_gradients, line.update_gradients, short_number),
+            split(line.selection_seconds, line.update_seconds, seconds),
+        ]
     return [
         plain_name(line.method),
         *(percent(value) for value in line.accuracies.values()),
-        *([NONE] * len(towards) if line.update == "none" else towards),
-        NONE if unchanged else f"{line.changed:,.0f} ({100 * line.changed / line.total:.1f} %)",
-        NONE if unchanged else split(line.selection_gradients, line.update_gradients, short_number),
-        NONE if unchanged else split(line.selection_seconds, line.update_seconds, seconds),
+        *(towards_retraining(line, short) for short in line.accuracies),
+        *costs,
     ]
 
 
-def split(selection: float, update: float, form) -> str:
+def towards_retraining(line: Line, short: str) -> str:
+    """The recovery in per cent; where too little can be recovered, Δ and the gap that is left."""
+    if line.update == "none":
+        return NONE
+    if short in line.recoveries:
+        return percent(line.recoveries[short])
+    return f"Δ {percent(line.gaps[short], signed=True)}"
+
+
+def split(selection: float, update: float, form: Callable[[float], str]) -> str:
     """Selection + update, or the update alone where selecting costs nothing."""
     return f"{form(selection)} + {form(update)}" if selection else form(update)
 

@@ -16,7 +16,7 @@ from benchmarks.report import write_report
 from benchmarks.summary import summarise
 from benchmarks.tables import rich_table
 
-MIN_WIDTH = 130
+MIN_WIDTH = 170
 """Columns of the table where the output is no terminal."""
 
 
@@ -32,8 +32,8 @@ class Unlearn(Settings):
 
     def run(self) -> None:
         """Runs the comparison; prints a table and leaves a folder."""
+        self.check()
         settings = self._settings()
-        settings.check()
         console = Console()
         if not console.is_terminal:
             console = Console(width=max(console.width, MIN_WIDTH))
