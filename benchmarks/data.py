@@ -109,7 +109,9 @@ def _load_digits() -> tuple[str, Split, Split]:
 @functools.cache
 def _load_tfds(name: str, data_dir: str | None) -> tuple[str, Split, Split]:
     builder = _builder(name, data_dir)
-    if not builder.is_prepared():
+    with _quiet_logging():
+        prepared = builder.is_prepared()
+    if not prepared:
         raise UsageError(
             f"`{name}` is not prepared in {builder.data_path}; prepare it once with "
             f"`pip install tensorflow importlib_resources` and "

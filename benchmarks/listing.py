@@ -22,12 +22,9 @@ class List:
 
     def run(self) -> None:
         """Prints one table per kind of choice."""
-        datasets = {
-            name: summary + ("" if is_prepared(name, self.data_dir) else " (not prepared)")
-            for name, summary in DATASETS.items()
-        }
+        absent = {name for name in DATASETS if not is_prepared(name, self.data_dir)}
         kinds = {
-            "Data sets": datasets,
+            "Data sets": DATASETS,
             "Models": MODELS,
             "Scenarios": {name: scenario.summary for name, scenario in SCENARIOS.items()},
             "Methods": REFERENCES | {name: method.summary for name, method in METHODS.items()},
@@ -37,5 +34,5 @@ class List:
         for title, choices in kinds.items():
             table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
             for name, summary in choices.items():
-                table.add_row(f"[bold]{name}[/bold]", summary)
+                table.add_row(f"[bold]{name}[/bold]", summary, "not prepared" * (name in absent))
             console.print(table)

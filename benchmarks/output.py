@@ -53,7 +53,9 @@ def _refuse_used(output: Path) -> None:
 
 
 def _unwritable(output: Path, error: OSError) -> UsageError:
-    return UsageError(f"`output` cannot be written: {output} ({error.strerror}).")
+    below_a_file = isinstance(error, (FileExistsError, NotADirectoryError))
+    reason = "a part of its path is a file" if below_a_file else error.strerror
+    return UsageError(f"`output` cannot be written: {output} ({reason}).")
 
 
 def _umask() -> int:
