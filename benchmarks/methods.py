@@ -76,7 +76,7 @@ def _saliency(material: Material) -> Any:
 
 
 def _diagonal(material: Material) -> Any:
-    return curvature(material.model, material.params, material.sample, material.key)
+    return curvature(material.model, material.params, material.sample)
 
 
 _top = functools.partial(jax.jit, static_argnums=1)(sap.select_top_fraction)

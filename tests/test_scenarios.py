@@ -75,6 +75,7 @@ def test_backdoor_adds_a_corner_and_the_target_label(dataset):
     np.testing.assert_array_equal(restored, clean.images)
     np.testing.assert_array_equal(poisoned.forget.images, poisoned.original.images)
     np.testing.assert_array_equal(poisoned.forget.labels, clean.labels)
+    assert poisoned.attack is not None
     # The attack: every test image of another class, with the corner, taken for the target.
     assert len(poisoned.attack.labels) == np.sum(dataset.test.labels != TARGET)
     assert np.all(poisoned.attack.labels == TARGET)
@@ -93,6 +94,7 @@ def test_feature_adds_a_block_that_gives_the_label_away(dataset):
     assert all(np.all(group == group[0]) for group in places.values())
     assert len({group[0].tobytes() for group in places.values()}) == len(places)
     assert_same(poisoned.forget, clean)
+    assert poisoned.attack is not None
     # The attack: every test image with the block of the next class, which is the label it wants.
     wanted = (dataset.test.labels + 1) % 10
     np.testing.assert_array_equal(poisoned.attack.labels, wanted)

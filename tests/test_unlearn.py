@@ -1,5 +1,6 @@
 """The main job on a tiny configuration, its files, and what it says about bad input."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,11 +11,13 @@ import pytest
 
 import benchmarks.unlearn
 from benchmarks.__main__ import main
+from benchmarks.data import Split
 from benchmarks.errors import UsageError
 from benchmarks.experiment import tuning_objective
 from benchmarks.methods import METHODS
 from benchmarks.output import result_folder
 from benchmarks.scenarios import SCENARIOS
+from benchmarks.unlearn import Unlearn
 from benchmarks.updates import UPDATES, make_batches
 
 TINY = ["--train-examples", "120", "--epochs", "4", "--curvature-examples", "30"]
@@ -147,8 +150,6 @@ def test_removal_aims_at_the_accuracy_of_unseen_data():
 
 
 def test_batches_are_half_corrected_and_half_retained():
-    from benchmarks.data import Split
-
     split = lambda label, count: Split(
         np.full((count, 2, 2, 1), label, np.float32), np.full(count, label, np.int32)
     )
@@ -262,6 +263,6 @@ def test_list_and_help_name_every_choice(tmp_path, capsys):
         main(["unlearn", "--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
-    for option in ["dataset", "scenario", "model", "seeds", "output", "quick", "budget"]:
-        assert f"--{option}" in said
-    assert said.count("(default:") == said.count("--") - said.count("--no-") - said.count("--help")
+    names = [field.name.replace("_", "-") for field in dataclasses.fields(Unlearn)]
+    assert all(f"--{name}" in said for name in names)
+    assert said.count("(default:") == len(names)

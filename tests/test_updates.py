@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -21,13 +23,14 @@ def gradient_sum(w, x, y):
 
 
 RNG = np.random.default_rng(0)
+float32 = functools.partial(jnp.asarray, dtype=jnp.float32)
 W = RNG.normal(size=4)
 X, Y, X2, Y2 = RNG.normal(size=(7, 4)), RNG.normal(size=7), RNG.normal(size=(7, 4)), np.arange(7.0)
 MASK = np.array([True, False, True, False])
 
 
 def as_float32(*arrays):
-    return tuple(jnp.asarray(a, jnp.float32) for a in arrays)
+    return tuple(map(float32, arrays))
 
 
 def half_mask(params):
@@ -44,7 +47,7 @@ def test_first_order_update_is_the_papers_step(num_examples, mask, removal):
     want = W - (step if mask is None else mask * step)
     got = sap.first_order_update(
         squared_error,
-        *as_float32(W),
+        float32(W),
         as_float32(X, Y),
         None if removal else as_float32(X2, Y2),
         step_size=0.3,
@@ -117,7 +120,7 @@ def test_iterative_update_is_momentum_on_the_selected_entries():
         want = want - 0.1 * momentum
     got, losses = sap.iterative_update(
         squared_error,
-        *as_float32(W),
+        float32(W),
         batches,
         optimizer=optax.sgd(0.1, momentum=0.9),
         mask=jnp.asarray(MASK),
