@@ -156,6 +156,7 @@ def _draw_recovery_panel(ax: Axes, lines: Sequence[Line], short: str, retraining
                 fontweight="bold" if bold else "normal",
                 ha="right" if side == "left" else "left",
                 va="center",
+                bbox={"boxstyle": "round,pad=0.15", "color": "white", "alpha": 0.85},
                 arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6},
                 zorder=5,
             ).set_in_layout(False)

@@ -106,7 +106,7 @@ def test_figures_of_the_rows(label_run):
         if row["update"] == "iterative":
             assert row["update_example_gradients"] == round(0.05 * steps) * 32
         curved = row["method"] in ("sharpest", "random_like_sharpest", "flattest")
-        assert (row["selection_example_gradients"] > 30) == curved
+        assert (row["selection_example_gradients"] > 0) == (curved or row["method"] == "saliency")
         if row["method"] == "saliency":
             assert row["selection_example_gradients"] == 24
 

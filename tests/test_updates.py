@@ -68,12 +68,13 @@ def corrections():
     return loss_fn, params, original, corrected
 
 
-@pytest.mark.parametrize("microbatch", [1, 3, 7, 100])
+@pytest.mark.parametrize("microbatch", [1, 3, 100])
 def test_first_order_update_does_not_depend_on_the_microbatch(microbatch):
     loss_fn, params, original, corrected = corrections()
     mask = half_mask(params)
-    whole = first_order(params, mask, original, corrected, loss_fn)
-    parts = first_order(params, mask, original, corrected, loss_fn, microbatch=microbatch)
+    update = jax.jit(first_order, static_argnames=("loss_fn", "microbatch"))
+    whole = update(params, mask, original, corrected, loss_fn=loss_fn)
+    parts = update(params, mask, original, corrected, loss_fn=loss_fn, microbatch=microbatch)
     chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
