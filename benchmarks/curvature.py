@@ -32,17 +32,17 @@ def mean_gradient(model: Model, params: Any, batch: Any) -> Any:
 def gradient_equivalents(model: Model, params: Any, batch: Any) -> float:
     """What the curvature costs: its time over that of the gradient of the same mean loss.
 
-    Both are compiled first; each time is the median of a few.
+    Both are compiled first, then timed in turn; the medians are compared.
     """
-    return median_seconds(lambda: curvature(model, params, batch)) / median_seconds(
-        lambda: mean_gradient(model, params, batch)
+    works = (
+        lambda: curvature(model, params, batch),
+        lambda: mean_gradient(model, params, batch),
     )
-
-
-def median_seconds(work: Callable[[], Any]) -> float:
-    """The median time of a compiled function, after one run that does not count."""
-    jax.block_until_ready(work())
-    return float(np.median([timed(work)[1] for _ in range(REPEATS)]))
+    for work in works:
+        jax.block_until_ready(work())
+    seconds = [[timed(work)[1] for work in works] for _ in range(REPEATS)]
+    of_curvature, of_gradient = np.median(seconds, axis=0)
+    return float(of_curvature / of_gradient)
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
