@@ -245,7 +245,8 @@ def _how(comparison: Comparison, command: str) -> str:
 
 def _page(text: str, folder: Path) -> str:
     """The report as one HTML page, its pictures inside."""
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    unbroken = text.replace(" %", "\u00a0%")
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(unbroken)
     body = body.replace("<table>", '<div class="table"><table>')
     body = body.replace("</table>", "</table></div>")
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.experiment import Settings, compare, count_work
+from benchmarks.experiment import compare, count_work
 from benchmarks.output import result_folder, write_jsonl
 from benchmarks.plots import draw_all
 from benchmarks.report import write_report
+from benchmarks.settings import Settings
 from benchmarks.summary import summarise
 from benchmarks.tables import rich_table
 
