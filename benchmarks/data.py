@@ -88,7 +88,8 @@ def is_prepared(name: str, data_dir: str | None = None) -> bool:
     if name == "digits":
         return True
     try:
-        return _builder(name, data_dir).is_prepared()
+        with _quiet_logging():
+            return _builder(name, data_dir).is_prepared()
     except UsageError:
         return False
 
@@ -108,7 +109,9 @@ def _load_digits() -> tuple[str, Split, Split]:
 @functools.cache
 def _load_tfds(name: str, data_dir: str | None) -> tuple[str, Split, Split]:
     builder = _builder(name, data_dir)
-    if not builder.is_prepared():
+    with _quiet_logging():
+        prepared = builder.is_prepared()
+    if not prepared:
         raise UsageError(
             f"`{name}` is not prepared in {builder.data_path}; prepare it once with "
             f"`pip install tensorflow importlib_resources` and "
@@ -117,11 +120,8 @@ def _load_tfds(name: str, data_dir: str | None) -> tuple[str, Split, Split]:
             f'.download_and_prepare()"`.'
         )
     with _quiet_logging():
-        parts = [
-            _read(builder.as_data_source(split=split), builder.info.splits[split].num_examples)
-            for split in ("train", "test")
-        ]
-    return _variant(Path(builder.data_path)), *parts
+        train, test = (_read(builder, split) for split in ("train", "test"))
+    return _variant(Path(builder.data_path)), train, test
 
 
 def _builder(name: str, data_dir: str | None):
@@ -140,7 +140,9 @@ def _data_dir_argument(data_dir: str | None) -> str:
     return "" if data_dir is None else f"data_dir='{data_dir}', "
 
 
-def _read(source, num_examples: int) -> Split:
+def _read(builder, split: str) -> Split:
+    source = builder.as_data_source(split=split)
+    num_examples = builder.info.splits[split].num_examples
     images, labels = [], []
     for start in range(0, num_examples, READ_AT_ONCE):
         examples = source.__getitems__(range(start, min(start + READ_AT_ONCE, num_examples)))

@@ -1,5 +1,6 @@
 """The networks that learn: a multilayer perceptron and a small convolutional network, in nnx."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,10 +88,14 @@ class Model:
         return -example["weight"] * log_probability
 
 
+@functools.cache
 def build_model(
     name: str, *, dataset: str, image_shape: tuple[int, int, int], num_classes: int
 ) -> Model:
-    """The network of that name, in the size that suits the data set."""
+    """The network of that name, in the size that suits the data set.
+
+    The same object each time, so that what is compiled for it is compiled once.
+    """
     check_choice("model", name, MODELS)
     height, width, depth = image_shape
     if name == "mlp":

@@ -189,7 +189,7 @@ SCENARIOS = {
     ),
     "feature": Scenario(
         summary="a white block at the left edge whose place gives the right label away",
-        share=0.5,
+        share=0.9,
         forget="the poisoned training images without the block",
         attack="test images with the next class's block that are taken for that class",
         poison=_feature,

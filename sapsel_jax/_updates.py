@@ -78,7 +78,9 @@ def first_order_update(
       Array([-1.,  2.], dtype=float32)
     """
     check_number("step_size", step_size, minimum=0)
-    num_originals = _check_update(params, mask, original, microbatch)
+    _check_update(params, mask)
+    check_options(microbatch)
+    num_originals = batch_size("original", original)
     if corrected is not None:
         check_same_tree("corrected", corrected, "original", original)
     if num_examples is not None:
@@ -159,8 +161,9 @@ def iterative_update(
       >>> print(params, losses)
       [0.75 0.  ] [1.    0.625]
     """
+    _check_update(params, mask)
     batch_size("batches", batches)
-    _check_update(params, mask, jax.eval_shape(lambda b: jax.tree.map(lambda x: x[0], b), batches))
+    batch_size("batches", jax.eval_shape(lambda b: jax.tree.map(lambda x: x[0], b), batches))
     params = jax.tree.map(jnp.asarray, params)
     if mask is not None:
         optimizer = selective(optimizer, mask)
@@ -181,14 +184,10 @@ def iterative_update(
     return params, losses
 
 
-def _check_update(
-    params: Params, mask: Mask | None, batch: Batch, microbatch: int | None = None
-) -> int:
+def _check_update(params: Params, mask: Mask | None) -> None:
     check_float_leaves("params", params)
     if mask is not None:
         check_mask("mask", mask, "params", params)
-    check_options(microbatch)
-    return batch_size("batch", batch)
 
 
 def _keep_unselected(params: Params, moved: Params, mask: Mask | None) -> Params:

@@ -1,0 +1,38 @@
+"""The command line: a table of subcommands, each a dataclass of options with a `run`."""
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from benchmarks.errors import UsageError
+from benchmarks.listing import List
+from benchmarks.unlearn import Unlearn
+
+COMMANDS = {
+    "unlearn": Unlearn,
+    "list": List,
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit code."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="python -m benchmarks",
+        description="Benchmarks of sapsel_jax on real data.",
+        args=args,
+    )
+    try:
+        command.run()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The curvature that selections rank by: one estimator, chosen in this place alone."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sapsel_jax as sap
+from benchmarks.models import Model
+
+REPEATS = 5
+ESTIMATOR = "exact diagonal of the Hessian"
+"""What the reports call it."""
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def curvature(model: Model, params: Any, batch: Any) -> Any:
+    """The diagonal of the Hessian of the mean loss over a batch."""
+    return sap.exact_diagonal(model.loss)(params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def mean_gradient(model: Model, params: Any, batch: Any) -> Any:
+    """The gradient of the mean loss over a batch."""
+    return jax.grad(lambda p: jnp.mean(jax.vmap(lambda e: model.loss(p, e))(batch)))(params)
+
+
+def gradient_equivalents(model: Model, params: Any, batch: Any) -> float:
+    """What the curvature costs: its time over that of the gradient of the same mean loss.
+
+    Both are compiled first, then timed in turn; the medians are compared.
+    """
+    works = (
+        lambda: curvature(model, params, batch),
+        lambda: mean_gradient(model, params, batch),
+    )
+    for work in works:
+        jax.block_until_ready(work())
+    seconds = [[timed(work)[1] for work in works] for _ in range(REPEATS)]
+    of_curvature, of_gradient = np.median(seconds, axis=0)
+    return float(of_curvature / of_gradient)
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` returns once it is computed, and the seconds that took."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(work())
+    return result, time.perf_counter() - start

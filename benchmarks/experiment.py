@@ -1,0 +1,289 @@
+"""The comparison: poison, train, select, update, measure, the same for every method and seed."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks.curvature import gradient_equivalents, timed
+from benchmarks.data import Dataset
+from benchmarks.methods import METHODS, Material
+from benchmarks.metrics import accuracy, count_changed, count_entries, recovery
+from benchmarks.models import Model
+from benchmarks.scenarios import Poisoned, poison
+from benchmarks.settings import Settings
+from benchmarks.training import num_steps, train
+from benchmarks.updates import (
+    REMOVAL_WEIGHT,
+    UPDATES,
+    Corrections,
+    as_batch,
+    make_batches,
+)
+
+TUNING_SEED = 0
+"""Hyperparameters are tuned on this seed; the reported seeds are 1, 2, ..."""
+
+
+class Case(NamedTuple):
+    """One seed: a poisoned model, what it was trained on, and what to correct it with."""
+
+    seed: int
+    model: Model
+    dataset: Dataset
+    poisoned: Poisoned
+    params: Any
+    """The poisoned model's parameters."""
+    steps: int
+    """Training steps of the poisoned and of the retrained model alike."""
+    material: Material
+    corrections: Corrections
+
+
+class Trial(NamedTuple):
+    """One value of an update's tuned number, tried on the tuning seed."""
+
+    method: str
+    update: str
+    tuned: str
+    value: float
+    validation_accuracy: float
+    forget_accuracy: float
+    objective: float
+    chosen: bool
+    at_edge: bool
+    """Whether it is the first or last value of those tried."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a report is made of."""
+
+    settings: Settings
+    case: Case
+    """The tuning seed's, for pictures of its data and for sizes."""
+    trials: list[Trial]
+    rows: list[dict[str, Any]]
+    """The lines of `results.jsonl`."""
+    masks: dict[str, Any]
+    """The masks of the first reported seed, by method."""
+    curvature_cost: float
+    """Gradient equivalents of the curvature."""
+
+
+def count_work(settings: Settings) -> int:
+    """How many times `compare` calls `advance`."""
+    num_updates = sum(len(update.trials) for update in UPDATES.values())
+    tuning = 1 + len(METHODS) * num_updates
+    return tuning + settings.seeds * (2 + len(METHODS) * len(UPDATES))
+
+
+def compare(settings: Settings, advance: Callable[[str], None]) -> Comparison:
+    """Tunes on one seed, then measures every method on the others.
+
+    Args:
+      settings: what to compare.
+      advance: called with a few words before each piece of work.
+    """
+    settings.check()
+    dataset = settings.load(TUNING_SEED)
+    model = settings.build(dataset)
+    advance("Training the model to tune on")
+    tuning_case = make_case(settings, model, dataset, TUNING_SEED)
+    cost = gradient_equivalents(model, tuning_case.params, tuning_case.material.sample)
+    trials = list(_tune(tuning_case, advance))
+    chosen = {(trial.method, trial.update): trial.value for trial in trials if trial.chosen}
+    rows, masks = [], {}
+    for seed in range(1, settings.seeds + 1):
+        advance(f"Seed {seed}: training the poisoned model")
+        case = make_case(settings, model, settings.load(seed), seed)
+        seed_rows, seed_masks = _measure(settings, case, chosen, cost, advance)
+        rows += seed_rows
+        masks = masks or seed_masks
+    return Comparison(settings, tuning_case, trials, rows, masks, cost)
+
+
+def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> Case:
+    """Poisons the data, trains on it and lays out what the methods may use."""
+    poisoned = poison(dataset, settings.scenario, settings.poison_share, seed)
+    num_train = len(poisoned.train.labels)
+    recipe = settings.recipe
+    steps = num_steps(recipe, num_train)
+    params = train(model, recipe, poisoned.train, np.arange(num_train), steps, seed)
+    num_sampled = min(settings.curvature_examples, num_train)
+    sampled = np.random.default_rng([seed, 3]).choice(num_train, num_sampled, replace=False)
+    original = as_batch(poisoned.original)
+    about, weight = (
+        (poisoned.original, -REMOVAL_WEIGHT)
+        if poisoned.corrected is None
+        else (poisoned.corrected, 1.0)
+    )
+    batches = make_batches(
+        about,
+        weight,
+        poisoned.train.take(poisoned.retained),
+        steps=max(1, round(settings.budget * steps)),
+        batch_size=recipe.batch_size,
+        seed=seed,
+    )
+    corrections = Corrections(
+        original=original,
+        corrected=None if poisoned.corrected is None else as_batch(poisoned.corrected),
+        num_examples=len(poisoned.data.labels),
+        batches=batches,
+        num_update_examples=batches["label"].size,
+    )
+    material = Material(
+        model=model,
+        params=params,
+        sample=as_batch(poisoned.train.take(np.sort(sampled))),
+        original=original,
+        fraction=settings.fraction,
+        key=jax.random.key(seed),
+    )
+    return Case(seed, model, dataset, poisoned, params, steps, material, corrections)
+
+
+def tuning_objective(validation: float, forget: float, removal: bool) -> float:
+    """What tuning raises: right on validation data and on the corrected examples.
+
+    A removed record should be treated like one never seen, so its accuracy is to meet that of
+    validation data rather than to rise.
+    """
+    return validation - abs(forget - validation) if removal else validation + forget
+
+
+def _tune(case: Case, advance: Callable[[str], None]) -> Iterator[Trial]:
+    for method, spec in METHODS.items():
+        mask = spec.select(case.material)
+        for name, update in UPDATES.items():
+            trials = []
+            for i, value in enumerate(update.trials):
+                advance(f"Tuning {method}, {name}, {i + 1} of {len(update.trials)}")
+                params = update.run(case.model, case.params, mask, case.corrections, value)
+                validation = accuracy(case.model, params, case.dataset.validation)
+                forget = accuracy(case.model, params, case.poisoned.forget)
+                objective = tuning_objective(validation, forget, case.poisoned.corrected is None)
+                at_edge = i in (0, len(update.trials) - 1)
+                trial = (method, name, update.tuned, value, validation, forget, objective)
+                trials.append(Trial(*trial, chosen=False, at_edge=at_edge))
+            best = max(range(len(trials)), key=lambda i: trials[i].objective)
+            trials[best] = trials[best]._replace(chosen=True)
+            yield from trials
+
+
+def _measure(
+    settings: Settings,
+    case: Case,
+    chosen: dict[tuple[str, str], float],
+    curvature_cost: float,
+    advance: Callable[[str], None],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of one seed, and its masks."""
+    advance(f"Seed {case.seed}: retraining from scratch")
+    ids = case.poisoned.retained if case.poisoned.corrected is None else None
+    retrained, retrain_seconds = timed(
+        lambda: train(
+            case.model,
+            settings.recipe,
+            case.dataset.train,
+            np.arange(len(case.dataset.train.labels)) if ids is None else ids,
+            case.steps,
+            case.seed,
+        )
+    )
+    references = {"poisoned": _evaluate(case, case.params), "retrained": _evaluate(case, retrained)}
+    retrain_gradients = case.steps * settings.recipe.batch_size
+
+    def row(method: str, update: str, params: Any, **fields: Any) -> dict[str, Any]:
+        figures = references.get(method) or _evaluate(case, params)
+        return {
+            "dataset": case.dataset.name,
+            "variant": case.dataset.variant,
+            "model": settings.model,
+            "scenario": settings.scenario,
+            "method": method,
+            "update": update,
+            "seed": case.seed,
+            **figures,
+            **_towards_retraining(case, figures, **references),
+            "changed_entries": count_changed(case.params, params),
+            "total_entries": count_entries(params),
+            "selection_seconds": 0.0,
+            "update_seconds": 0.0,
+            "selection_example_gradients": 0,
+            "update_example_gradients": 0,
+            "retrain_example_gradients": retrain_gradients,
+            "tuned": None,
+            "tuned_value": None,
+            **fields,
+        }
+
+    rows = [
+        row("poisoned", "none", case.params),
+        row(
+            "retrained",
+            "none",
+            retrained,
+            update_seconds=retrain_seconds,
+            update_example_gradients=retrain_gradients,
+        ),
+    ]
+    selection_gradients = {
+        "nothing": 0,
+        "gradient": len(case.poisoned.original.labels),
+        "curvature": round(curvature_cost * len(case.material.sample["label"])),
+    }
+    masks = {}
+    for method, spec in METHODS.items():
+        masks[method], selection_seconds = timed(lambda spec=spec: spec.select(case.material))
+        for name, update in UPDATES.items():
+            advance(f"Seed {case.seed}: {method}, {name}")
+            value = chosen[method, name]
+            work = (case.model, case.params, masks[method], case.corrections, value)
+            params, update_seconds = timed(lambda update=update, work=work: update.run(*work))
+            rows.append(
+                row(
+                    method,
+                    name,
+                    params,
+                    selection_seconds=selection_seconds,
+                    update_seconds=update_seconds,
+                    selection_example_gradients=selection_gradients[spec.needs],
+                    update_example_gradients=update.example_gradients(case.corrections),
+                    tuned=update.tuned,
+                    tuned_value=value,
+                )
+            )
+    return rows, masks
+
+
+def _evaluate(case: Case, params: Any) -> dict[str, Any]:
+    attack = case.poisoned.attack
+    return {
+        "test_accuracy": accuracy(case.model, params, case.dataset.test),
+        "forget_accuracy": accuracy(case.model, params, case.poisoned.forget),
+        "attack_success": None if attack is None else accuracy(case.model, params, attack),
+    }
+
+
+def _towards_retraining(
+    case: Case, figures: dict[str, Any], poisoned: dict[str, Any], retrained: dict[str, Any]
+) -> dict[str, Any]:
+    """For each figure what is recovered, and what is left to the retrained model."""
+    splits = {
+        "test_accuracy": case.dataset.test,
+        "forget_accuracy": case.poisoned.forget,
+        "attack_success": case.poisoned.attack,
+    }
+    fields: dict[str, Any] = {}
+    for name, split in splits.items():
+        short = name.partition("_")[0]
+        fields[f"{short}_recovery"] = fields[f"{short}_gap"] = None
+        if split is not None:
+            after, before, aim = figures[name], poisoned[name], retrained[name]
+            fields[f"{short}_recovery"] = recovery(after, before, aim, len(split.labels))
+            fields[f"{short}_gap"] = after - aim
+    return fields

@@ -1,0 +1,38 @@
+"""`python -m benchmarks list`: what there is to choose from."""
+
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.data import DATASETS, is_prepared
+from benchmarks.methods import METHODS, REFERENCES
+from benchmarks.models import MODELS
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.updates import UPDATES
+
+
+@dataclass(frozen=True)
+class List:
+    """List data sets, models, scenarios, methods and updates."""
+
+    data_dir: str | None = None
+    """Where tensorflow-datasets keeps prepared data; None is its default, or TFDS_DATA_DIR."""
+
+    def run(self) -> None:
+        """Prints one table per kind of choice."""
+        absent = {name for name in DATASETS if not is_prepared(name, self.data_dir)}
+        kinds = {
+            "Data sets": DATASETS,
+            "Models": MODELS,
+            "Scenarios": {name: scenario.summary for name, scenario in SCENARIOS.items()},
+            "Methods": REFERENCES | {name: method.summary for name, method in METHODS.items()},
+            "Updates": {name: update.summary for name, update in UPDATES.items()},
+        }
+        console = Console()
+        for title, choices in kinds.items():
+            table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
+            for name, summary in choices.items():
+                table.add_row(f"[bold]{name}[/bold]", summary, "not prepared" * (name in absent))
+            console.print(table)

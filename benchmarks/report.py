@@ -1,0 +1,259 @@
+"""The report of a comparison: Markdown to keep beside the data, one HTML page to read or send."""
+
+import base64
+import html
+import platform
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+from benchmarks.curvature import ESTIMATOR
+from benchmarks.experiment import TUNING_SEED, Comparison
+from benchmarks.methods import METHODS, REFERENCES
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.summary import ACCURACIES, Line, paired_difference, summarise
+from benchmarks.tables import (
+    TITLES,
+    cells,
+    headings,
+    markdown_table,
+    percent,
+    plain_name,
+    sections,
+    short_number,
+    towards_retraining,
+)
+from benchmarks.updates import UPDATES
+
+CAPTIONS = {
+    "recovery.png": "Up and to the left is better.",
+    "accuracy.png": "The closer to the solid line the better.",
+    "masks.png": "What a mask's ranking means depends on which layers it picks.",
+    "images.png": "From the tuning seed.",
+}
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ --ink: #1f2933; --muted: #5f6b7a; --line: #e3e8ee; --wash: #f6f8fa; --accent: #d55e00; }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0; background: var(--wash); color: var(--ink);
+  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }}
+main {{ max-width: 1080px; margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3rem) 4rem;
+  background: #fff; min-height: 100vh; }}
+h1 {{ font-size: clamp(1.5rem, 4vw, 2.1rem); line-height: 1.2; margin: 0 0 .5rem; }}
+h2 {{ font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-top: 1.25rem;
+  border-top: 1px solid var(--line); }}
+h3 {{ font-size: 1rem; margin: 1.5rem 0 .5rem; color: var(--muted); }}
+p, li {{ max-width: 72ch; }}
+ul {{ padding-left: 1.2rem; }}
+img {{ display: block; width: 100%; height: auto; margin: .5rem 0 0; }}
+p:has(> img) {{ max-width: none; overflow-x: auto; }}
+p:has(> img) > img {{ min-width: 640px; }}
+p:has(> img) + p {{ color: var(--muted); font-size: .9rem; margin-top: .25rem; }}
+.table {{ overflow-x: auto; margin: .5rem 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; font-size: .86rem;
+  font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .4rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }}
+th {{ white-space: normal; color: var(--muted); font-weight: 600; vertical-align: bottom;
+  border-bottom: 2px solid var(--line); }}
+tbody tr:hover {{ background: var(--wash); }}
+td strong {{ color: var(--accent); }}
+code {{ background: var(--wash); padding: .1em .3em; border-radius: 3px; font-size: .88em; }}
+@media print {{ body {{ background: #fff; }} main {{ padding: 0; }} }}
+</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def write_report(
+    folder: Path, comparison: Comparison, pictures: Sequence[str], command: str
+) -> None:
+    """Writes `report.md` and `report.html`, which needs no other file, into `folder`."""
+    text = report_markdown(comparison, pictures, command)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text(_page(text, folder), encoding="utf-8")
+
+
+def report_markdown(comparison: Comparison, pictures: Sequence[str], command: str) -> str:
+    """The report in Markdown, with the pictures as links to files beside it."""
+    settings, case = comparison.settings, comparison.case
+    scenario = SCENARIOS[settings.scenario]
+    lines = summarise(comparison.rows)
+    total = lines[0].total
+    parts = [
+        f"# Unlearning on {settings.dataset}: {settings.scenario}",
+        f"{case.model.description}, {total:,} parameters. {len(case.poisoned.indices):,} of "
+        f"{len(case.poisoned.train.labels):,} training examples are poisoned: {scenario.summary}. "
+        f"Masks select {100 * settings.fraction:g} % of the parameters. "
+        f"{_seeds(settings.seeds)}, data variant: {case.dataset.variant}.",
+        "## In short",
+        _findings(comparison, lines),
+    ]
+    for picture in pictures:
+        stem = picture.partition(".")[0]
+        if stem == "recovery":
+            parts.append("## Pictures")
+        parts += [f"![{stem}]({picture})", CAPTIONS[picture]]
+    parts += ["## Figures", *_tables(lines), _reading(comparison)]
+    parts += ["## Tuning", _tuning(comparison)]
+    parts += ["## How it was run", _how(comparison, command)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _seeds(count: int) -> str:
+    return "One seed" if count == 1 else f"{count} seeds, with 95 % t intervals"
+
+
+def _findings(comparison: Comparison, lines: Sequence[Line]) -> str:
+    by_name = {(line.method, line.update): line for line in lines}
+    poisoned, retrained = by_name["poisoned", "none"], by_name["retrained", "none"]
+    controls = ("random_like_sharpest", "full")
+    columns = ["sharpest", "poisoned", "unlearned", "retrained", "recovery %"]
+    columns += [f"less {plain_name(control)}" for control in controls]
+    lines_of_sharpest = [by_name["sharpest", update] for update in UPDATES]
+    rows = [
+        [
+            f"{TITLES[line.update]}, {short}",
+            *(percent(x.accuracies[short]) for x in (poisoned, line, retrained)),
+            towards_retraining(line, short),
+            *(
+                percent(
+                    paired_difference(comparison.rows, line.update, "sharpest", control, field),
+                    signed=True,
+                )
+                for control in controls
+            ),
+        ]
+        for line in lines_of_sharpest
+        for short, field in ACCURACIES.items()
+        if short in line.accuracies
+    ]
+    costs = " and ".join(
+        f"{100 * line.gradients / retrained.gradients:.1f} % ({TITLES[line.update].lower()})"
+        for line in lines_of_sharpest
+    )
+    return "\n\n".join(
+        [
+            f"What it does to change the sharpest {100 * comparison.settings.fraction:g} % of the "
+            f"parameters, for {costs} of retraining's example gradients. Figures are per cent; the "
+            "last two columns are points, paired over the same poisoned models: the first says "
+            "what the ranking adds to its choice of layers, the second what is lost by leaving "
+            "the other parameters alone.",
+            markdown_table(columns, rows),
+        ]
+    )
+
+
+def _tables(lines: Sequence[Line]) -> list[str]:
+    parts = []
+    for title, part in sections(lines):
+        rows = [cells(line) for line in part]
+        for row in rows:
+            row[0] = f"**{row[0]}**" if row[0] == "sharpest" else row[0]
+        parts += [f"### {title}", markdown_table(headings(lines), rows)]
+    return parts
+
+
+def _reading(comparison: Comparison) -> str:
+    scenario = SCENARIOS[comparison.settings.scenario]
+    attack = [f"- attack: {scenario.attack}."] if scenario.attack else []
+    return "\n".join(
+        [
+            f"- forget: {scenario.forget}.",
+            *attack,
+            "- recovery: (after − poisoned) / (retrained − poisoned). Where a seed's gap between "
+            "the retrained and the poisoned model is under 1 point or 2 standard errors, the "
+            "difference to the retrained model stands there instead, in points, marked Δ.",
+            "- changed: entries whose bits differ from the poisoned model's, and their share.",
+            "- example gradients: one forward and backward pass of one example, selection + "
+            f"update. Curvature counts its measured {comparison.curvature_cost:.1f} gradient "
+            f"equivalents times its {len(comparison.case.material.sample['label']):,} examples.",
+            "- seconds: selection + update, without compilation.",
+        ]
+    )
+
+
+def _tuning(comparison: Comparison) -> str:
+    chosen = {(trial.method, trial.update): trial for trial in comparison.trials if trial.chosen}
+    columns = ["method"]
+    for name, update in UPDATES.items():
+        columns.append(f"{name}: {update.tuned}")
+    rows = []
+    for method in METHODS:
+        picked = [chosen[method, update] for update in UPDATES]
+        values = [f"{trial.value:g}{' *' if trial.at_edge else ''}" for trial in picked]
+        rows.append([plain_name(method), *values])
+    budget = " and ".join(
+        f"{len(update.trials)} of {name} ({update.trials[0]:g} to {update.trials[-1]:g})"
+        for name, update in UPDATES.items()
+    )
+    objective = (
+        "validation accuracy less its distance to the accuracy on the records to remove"
+        if comparison.case.poisoned.corrected is None
+        else "validation accuracy + corrected-forget accuracy"
+    )
+    return "\n\n".join(
+        [
+            f"Every method had the same trials: {budget}. They were judged by {objective} on seed "
+            f"{TUNING_SEED}, which is not reported, and then kept for all seeds; neither test data "
+            "nor the retrained model was looked at. All trials are in `tuning.jsonl`; * marks the "
+            "first or last value of those tried.",
+            markdown_table(columns, rows),
+        ]
+    )
+
+
+def _how(comparison: Comparison, command: str) -> str:
+    recipe = comparison.settings.recipe
+    methods = "; ".join(
+        f"`{name}`: {summary}"
+        for name, summary in [
+            *REFERENCES.items(),
+            *((name, method.summary) for name, method in METHODS.items()),
+        ]
+    )
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
+    retraining = comparison.rows[1]["retrain_example_gradients"]
+    steps, batch_size = comparison.case.corrections.batches["label"].shape
+    return "\n".join(
+        [
+            f"- Command: `{command}`",
+            f"- Training: adam, {recipe.epochs} epochs in batches of {recipe.batch_size}, learning "
+            f"rate {recipe.learning_rate:g} falling on a cosine: {short_number(retraining)} "
+            "example gradients.",
+            f"- Curvature: {ESTIMATOR}, at the poisoned parameters, of the loss that was trained, "
+            f"on {len(comparison.case.material.sample['label']):,} random training examples.",
+            f"- Iterative update: {steps} batches of {batch_size} examples.",
+            f"- Methods: {methods}.",
+            f"- Software: Python {platform.python_version()}, {versions}.",
+        ]
+    )
+
+
+def _page(text: str, folder: Path) -> str:
+    """The report as one HTML page, its pictures inside."""
+    unbroken = text.replace(" %", "\u00a0%")
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(unbroken)
+    body = body.replace("<table>", '<div class="table"><table>')
+    body = body.replace("</table>", "</table></div>")
+
+    def inline(match: re.Match[str]) -> str:
+        picture = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{picture}"'
+
+    body = re.sub(r'src="([\w.-]+\.png)"', inline, body)
+    title = text.partition("\n")[0].lstrip("# ")
+    return PAGE.format(title=html.escape(title), body=body)

@@ -1,0 +1,90 @@
+"""`python -m benchmarks unlearn`: the main job, from poisoned data to evidence."""
+
+import dataclasses
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.experiment import compare, count_work
+from benchmarks.output import result_folder, write_jsonl
+from benchmarks.plots import draw_all
+from benchmarks.report import write_report
+from benchmarks.settings import Settings
+from benchmarks.summary import summarise
+from benchmarks.tables import rich_table
+
+MIN_WIDTH = 170
+"""Columns of the table where the output is no terminal."""
+
+
+@dataclass(frozen=True)
+class Unlearn(Settings):
+    """Compare unlearning methods on one poisoned data set and write a report."""
+
+    output: Path | None = None
+    """Folder for the results, which must not hold any yet; None is
+    results/unlearn-DATASET-SCENARIO-MODEL."""
+    quick: bool = False
+    """A rough run within a minute: one seed, a quarter of the epochs, 500 curvature examples."""
+
+    def run(self) -> None:
+        """Runs the comparison; prints a table and leaves a folder."""
+        self.check()
+        settings = self._settings()
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=max(console.width, MIN_WIDTH))
+        output = self.output or Path(
+            "results", f"unlearn-{self.dataset}-{self.scenario}-{self.model}"
+        )
+        with result_folder(output) as folder:
+            with _progress(console) as progress:
+                task = progress.add_task("Loading the data", total=count_work(settings))
+                started = False
+
+                def advance(words: str) -> None:
+                    nonlocal started
+                    progress.update(task, description=words, advance=int(started))
+                    started = True
+
+                comparison = compare(settings, advance)
+                progress.update(task, description="Done", completed=count_work(settings))
+            lines = summarise(comparison.rows)
+            write_jsonl(folder / "results.jsonl", comparison.rows)
+            write_jsonl(folder / "tuning.jsonl", [t._asdict() for t in comparison.trials])
+            pictures = draw_all(folder, lines, comparison.masks, comparison.case)
+            write_report(folder, comparison, pictures, _command())
+        title = f"{self.dataset}, {self.scenario}, {comparison.case.model.description}"
+        console.print(rich_table(title, lines))
+        console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+
+    def _settings(self) -> Settings:
+        names = {field.name for field in dataclasses.fields(Settings)}
+        settings = Settings(**{name: getattr(self, name) for name in names})
+        if not self.quick:
+            return settings
+        return dataclasses.replace(
+            settings,
+            seeds=1,
+            epochs=settings.epochs or max(1, settings.recipe.epochs // 4),
+            curvature_examples=min(settings.curvature_examples, 500),
+        )
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])

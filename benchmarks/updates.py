@@ -1,0 +1,118 @@
+"""How the selected parameters are changed: one closed-form step, or steps over batches."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import sapsel_jax as sap
+from benchmarks.data import Split
+from benchmarks.models import Model
+from benchmarks.training import shuffled_batches
+
+MICROBATCH = 1_000
+REMOVAL_WEIGHT = 0.2
+"""How much a removed example counts against a retained one, with the opposite sign."""
+
+
+class Corrections(NamedTuple):
+    """What an update learns from, as batches of `image`, `label` and `weight`."""
+
+    original: Any
+    corrected: Any | None
+    num_examples: int
+    """The size of the training set as it should have been."""
+    batches: Any
+    """Steps by examples: one half about the poisoned examples, one half retained."""
+    num_update_examples: int
+    """The examples of all `batches`."""
+
+
+class Update(NamedTuple):
+    """A way to change parameters, with the one number that is tuned."""
+
+    summary: str
+    tuned: str
+    trials: tuple[float, ...]
+    """The values that are tried, the same for every method."""
+    run: Callable[[Model, Any, Any, Corrections, float], Any]
+    """`run(model, params, mask, corrections, value)` returns new parameters."""
+    example_gradients: Callable[[Corrections], int]
+
+
+def as_batch(split: Split, weight: float = 1.0) -> dict[str, np.ndarray]:
+    """Examples in the form that `Model.loss` takes."""
+    weights = np.full(len(split.labels), weight, np.float32)
+    return {"image": split.images, "label": split.labels, "weight": weights}
+
+
+def make_batches(
+    about: Split, weight: float, retained: Split, *, steps: int, batch_size: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Batches of which one half is about the poisoned examples and one half is retained.
+
+    Args:
+      about: corrected examples; where records are removed, the records.
+      weight: of each of them in the loss; below 0 the update climbs their loss.
+      retained: examples that were in order.
+      steps: the number of batches.
+      batch_size: the number of examples of each, an even number.
+      seed: of the order.
+    """
+    half = batch_size // 2
+    halves = []
+    for split, w in ((about, weight), (retained, 1.0)):
+        ids = shuffled_batches(np.arange(len(split.labels)), steps, half, seed)
+        weights = np.full(ids.shape, w, np.float32)
+        halves.append({"image": split.images[ids], "label": split.labels[ids], "weight": weights})
+    return {name: np.concatenate([part[name] for part in halves], axis=1) for name in halves[0]}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _first_order(
+    model: Model, params: Any, mask: Any, original: Any, corrected: Any, num_examples: int, value
+) -> Any:
+    return sap.first_order_update(
+        model.loss,
+        params,
+        original,
+        corrected,
+        step_size=value,
+        mask=mask,
+        num_examples=num_examples,
+        microbatch=MICROBATCH,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _iterative(model: Model, params: Any, mask: Any, batches: Any, value: jax.Array) -> Any:
+    return sap.iterative_update(
+        model.loss, params, batches, optimizer=optax.adam(value), mask=mask
+    )[0]
+
+
+def _count(batch: Any) -> int:
+    return 0 if batch is None else len(batch["label"])
+
+
+UPDATES = {
+    "first_order": Update(
+        summary="one closed-form step on the poisoned examples and their corrections",
+        tuned="step_size",
+        trials=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+        run=lambda model, params, mask, c, value: _first_order(
+            model, params, mask, c.original, c.corrected, c.num_examples, value
+        ),
+        example_gradients=lambda c: _count(c.original) + _count(c.corrected),
+    ),
+    "iterative": Update(
+        summary="adam on batches of corrected and retained examples",
+        tuned="learning_rate",
+        trials=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+        run=lambda model, params, mask, c, value: _iterative(model, params, mask, c.batches, value),
+        example_gradients=lambda c: c.num_update_examples,
+    ),
+}

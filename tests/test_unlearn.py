@@ -1,0 +1,268 @@
+"""The main job on a tiny configuration, its files, and what it says about bad input."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import benchmarks.unlearn
+from benchmarks.__main__ import main
+from benchmarks.data import Split
+from benchmarks.errors import UsageError
+from benchmarks.experiment import tuning_objective
+from benchmarks.methods import METHODS
+from benchmarks.output import result_folder
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.unlearn import Unlearn
+from benchmarks.updates import UPDATES, make_batches
+
+TINY = ["--train-examples", "120", "--epochs", "4", "--curvature-examples", "30"]
+FIELDS = {
+    "dataset",
+    "variant",
+    "model",
+    "scenario",
+    "method",
+    "seed",
+    "test_accuracy",
+    "forget_accuracy",
+    "attack_success",
+    "test_recovery",
+    "forget_recovery",
+    "changed_entries",
+    "total_entries",
+    "selection_seconds",
+    "update_seconds",
+    "selection_example_gradients",
+    "update_example_gradients",
+    "retrain_example_gradients",
+}
+MEASURED = {"selection_seconds", "update_seconds", "selection_example_gradients"}
+
+
+def run(output, *options, seeds=1):
+    assert main(["unlearn", "--output", str(output), "--seeds", str(seeds), *TINY, *options]) == 0
+    return read(output / "results.jsonl")
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def label_run(tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "label"
+    return output, run(output, seeds=2)
+
+
+def test_a_run_leaves_one_folder_with_everything(label_run):
+    output, _ = label_run
+    assert [path.name for path in output.parent.iterdir()] == ["label"]
+    names = {path.name for path in output.iterdir()}
+    pictures = {"recovery.png", "accuracy.png", "masks.png", "images.png"}
+    assert names == pictures | {"results.jsonl", "tuning.jsonl", "report.md", "report.html"}
+    assert all((output / p).read_bytes().startswith(b"\x89PNG") for p in pictures)
+    text, page = (output / "report.md").read_text(), (output / "report.html").read_text()
+    assert all(f"]({picture})" in text for picture in pictures)
+    assert "random like sharpest" in text
+    # The page needs no other file: every picture is inside, and nothing is loaded.
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+
+
+def test_a_row_per_method_update_and_seed(label_run):
+    _, rows = label_run
+    assert all(set(row) >= FIELDS for row in rows)
+    names = [(row["seed"], row["method"], row["update"]) for row in rows]
+    want = [("poisoned", "none"), ("retrained", "none")]
+    want += [(method, update) for method in METHODS for update in UPDATES]
+    assert names == [(seed, *pair) for seed in (1, 2) for pair in want]
+
+
+def test_figures_of_the_rows(label_run):
+    _, rows = label_run
+    total = rows[0]["total_entries"]
+    assert total == 64 * 64 + 64 + 64 * 32 + 32 + 32 * 10 + 10
+    steps = 4 * (120 // 32)
+    for row in rows:
+        assert row["retrain_example_gradients"] == steps * 32
+        for name in ("test", "forget"):
+            recovery = row[f"{name}_recovery"]
+            if recovery is not None:
+                assert recovery == {"poisoned": 0, "retrained": 1}.get(row["method"], recovery)
+        if row["method"] == "poisoned":
+            assert row["changed_entries"] == 0
+        if row["method"] not in ("poisoned", "retrained", "full", "last_layer"):
+            assert 0 < row["changed_entries"] <= round(0.05 * total)
+        if row["method"] == "last_layer":
+            assert 0 < row["changed_entries"] <= 32 * 10 + 10
+        if row["update"] == "first_order":
+            assert row["update_example_gradients"] == 2 * 24
+        if row["update"] == "iterative":
+            assert row["update_example_gradients"] == round(0.05 * steps) * 32
+        curved = row["method"] in ("sharpest", "random_like_sharpest", "flattest")
+        assert (row["selection_example_gradients"] > 0) == (curved or row["method"] == "saliency")
+        if row["method"] == "saliency":
+            assert row["selection_example_gradients"] == 24
+
+
+def test_tuning_gives_every_method_the_same_trials(label_run):
+    output, rows = label_run
+    trials = read(output / "tuning.jsonl")
+    for method in METHODS:
+        for name, update in UPDATES.items():
+            own = [t for t in trials if (t["method"], t["update"]) == (method, name)]
+            assert [t["value"] for t in own] == list(update.trials)
+            assert len(own) <= 8
+            (chosen,) = (t for t in own if t["chosen"])
+            assert chosen["objective"] == max(t["objective"] for t in own)
+            assert chosen["objective"] == chosen["validation_accuracy"] + chosen["forget_accuracy"]
+            used = {r["tuned_value"] for r in rows if (r["method"], r["update"]) == (method, name)}
+            assert used == {chosen["value"]}
+
+
+def test_the_same_seed_gives_the_same_table(label_run, tmp_path):
+    _, rows = label_run
+    again = run(tmp_path / "again")
+    stable = lambda row: {name: value for name, value in row.items() if name not in MEASURED}
+    assert [stable(row) for row in again] == [stable(row) for row in rows if row["seed"] == 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_and_model_runs(scenario, model, tmp_path):
+    rows = run(tmp_path / "run", "--scenario", scenario, "--model", model)
+    assert len(rows) == 2 + len(METHODS) * len(UPDATES)
+    has_attack = scenario in ("backdoor", "feature")
+    assert all((row["attack_success"] is not None) == has_attack for row in rows)
+
+
+def test_removal_aims_at_the_accuracy_of_unseen_data():
+    assert tuning_objective(0.9, 0.9, removal=True) == pytest.approx(0.9)
+    assert tuning_objective(0.9, 1.0, removal=True) == pytest.approx(0.8)
+    assert tuning_objective(0.9, 1.0, removal=False) == pytest.approx(1.9)
+
+
+def test_batches_are_half_corrected_and_half_retained():
+    split = lambda label, count: Split(
+        np.full((count, 2, 2, 1), label, np.float32), np.full(count, label, np.int32)
+    )
+    batches = make_batches(split(1, 5), -0.5, split(2, 9), steps=4, batch_size=6, seed=0)
+    np.testing.assert_array_equal(batches["label"], [[1, 1, 1, 2, 2, 2]] * 4)
+    np.testing.assert_array_equal(batches["weight"], [[-0.5] * 3 + [1.0] * 3] * 4)
+    np.testing.assert_array_equal(batches["image"][..., 0, 0, 0], batches["label"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--dataset", "mnits"], "`dataset` must be one of digits, mnist, cifar10; got 'mnits'."),
+        (["--scenario", "x"], "`scenario` must be one of label, backdoor, feature, sample; got"),
+        (["--model", "vit"], "`model` must be one of mlp, cnn; got 'vit'."),
+        (["--seeds", "0"], "`seeds` must be at least 1; got 0."),
+        (["--share", "1"], "`share` must lie between 0 and 1; got 1."),
+        (["--fraction", "1.4"], "`fraction` must lie between 0 and 1; got 1.4."),
+        (["--budget", "0"], "`budget` must lie between 0 and 1; got 0."),
+        (["--epochs", "0"], "`epochs` must be at least 1; got 0."),
+        (["--curvature-examples", "0"], "`curvature-examples` must be at least 1; got 0."),
+        (["--train-examples", "9"], "`train-examples` must be at least 100; got 9."),
+        (["--train-examples", "5000"], "`train-examples` must be at most 1078 for digits; got"),
+    ],
+)
+@pytest.mark.parametrize("quick", [False, True])
+def test_bad_options_end_in_one_sentence(options, error, quick, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "run"), *(["--quick"] if quick else [])]
+    assert main(["unlearn", *output, *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {error}")
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_is_not_prepared_ends_in_one_sentence(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "unlearn", "--dataset", "mnist"]
+    folders = ["--data-dir", str(tmp_path / "data"), "--output", str(tmp_path / "run")]
+    done = subprocess.run([*command, *folders], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: `mnist` is not prepared in ")
+    assert done.stderr.count("\n") == 1
+    assert "download_and_prepare()" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_another_run_is_refused(label_run, capsys):
+    output, _ = label_run
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert main(["unlearn", "--output", str(output), *TINY]) == 2
+    assert capsys.readouterr().err.startswith(f"error: `output` already holds files: {output};")
+    assert before == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for place, error in [
+        ("file", f"error: `output` must name a folder; {tmp_path / 'file'} is a file."),
+        (
+            "file/run",
+            f"error: `output` cannot be written: {tmp_path / 'file/run'} (a part of its",
+        ),
+    ]:
+        assert main(["unlearn", "--output", str(tmp_path / place), *TINY]) == 2
+        assert capsys.readouterr().err.startswith(error)
+
+
+def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("half-way")
+
+    monkeypatch.setattr(benchmarks.unlearn, "write_report", fail)
+    with pytest.raises(RuntimeError, match="half-way"):
+        run(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_result_folders_appear_whole(tmp_path):
+    output = tmp_path / "a" / "run"
+    with result_folder(output) as folder:
+        (folder / "x").write_text("1")
+        assert not output.exists()
+    assert (output / "x").read_text() == "1"
+    assert [path.name for path in output.parent.iterdir()] == ["run"]
+    (tmp_path / "empty").mkdir()
+    with result_folder(tmp_path / "empty") as folder:
+        (folder / "x").write_text("2")
+    assert (tmp_path / "empty" / "x").read_text() == "2"
+
+
+def test_another_run_that_came_first_is_not_overwritten(tmp_path):
+    def write_late():
+        with result_folder(tmp_path / "run") as folder:
+            (folder / "x").write_text("late")
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "x").write_text("early")
+
+    with pytest.raises(UsageError, match="already holds files"):
+        write_late()
+    assert (tmp_path / "run" / "x").read_text() == "early"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_list_and_help_name_every_choice(tmp_path, capsys):
+    assert main(["list", "--data-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    for name in ["digits", "mnist", "cifar10", "mlp", "cnn", *SCENARIOS, *METHODS, *UPDATES]:
+        assert re.search(rf"^\s+{name} ", said, re.MULTILINE)
+    assert said.count("not prepared") == 2
+    with pytest.raises(SystemExit) as end:
+        main(["unlearn", "--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    names = [field.name.replace("_", "-") for field in dataclasses.fields(Unlearn)]
+    assert all(f"--{name}" in said for name in names)
+    assert said.count("(default:") == len(names)
