@@ -35,6 +35,7 @@ from sapsel_jax._selection import (
     select_top_count,
     select_top_fraction,
     select_top_fraction_per_leaf,
+    select_top_units,
 )
 from sapsel_jax._transforms import selective
 from sapsel_jax._updates import first_order_update, iterative_update
@@ -70,5 +71,6 @@ __all__ = [
     "select_top_count",
     "select_top_fraction",
     "select_top_fraction_per_leaf",
+    "select_top_units",
     "selective",
 ]

@@ -34,10 +34,15 @@ def check_fraction(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must lie in [0, 1]; got {value}.")
 
 
-def check_count(name: str, value: Any, *, minimum: int) -> None:
-    """A Python integer of at least `minimum`."""
+def check_integer(name: str, value: Any) -> None:
+    """A Python integer."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"`{name}` must be a Python integer; got {type(value).__name__}.")
+
+
+def check_count(name: str, value: Any, *, minimum: int) -> None:
+    """A Python integer of at least `minimum`."""
+    check_integer(name, value)
     if value < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}; got {value}.")
 
