@@ -141,7 +141,7 @@ def _totals(selected: list[list[jax.Array]]) -> list[jax.Array]:
 def _counts(selected: list[jax.Array]) -> list[jax.Array]:
     if jax.typeof(selected[0]).sharding.mesh.size > 1:
         # Over several devices: XLA adds partial sums up, but gathers partial tuples of sums.
-        return [jnp.sum(s) for s in selected]
+        return [jnp.sum(s, dtype=jnp.uint32) for s in selected]
     # On one device: a reduction of a tuple reads the leaf once. By rows first, which XLA's CPU
     # backend spreads over threads.
     shape = selected[0].shape
@@ -152,7 +152,7 @@ def _counts(selected: list[jax.Array]) -> list[jax.Array]:
         lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
         range(1 if by_rows else 0, len(shape)),
     )
-    return [jnp.sum(row) for row in rows]
+    return [jnp.sum(row, dtype=jnp.uint32) for row in rows]
 
 
 def _strides(leaves: list[jax.Array]) -> list[list[jax.Array]]:

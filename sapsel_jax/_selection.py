@@ -1,5 +1,6 @@
 """Scores to masks: exactly the entries, units or leaves that score highest."""
 
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -254,6 +255,13 @@ def select_leaves(params: Params, predicate: Callable[[str, Any], bool]) -> Mask
 def _top_scores(scores: Scores, count: int) -> Mask:
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, scores))
     wide = any(leaf.dtype == jnp.float64 for leaf in leaves)
+    return structure.unflatten(_top_floats(leaves, jnp.uint32(count), wide=wide))
+
+
+# Compiled here, as is `_random_entries`, because JAX would compile the loops inside anew in every
+# call that is not itself under `jit`.
+@functools.partial(jax.jit, static_argnames="wide")
+def _top_floats(leaves: list[jax.Array], count: jax.Array, *, wide: bool) -> list[jax.Array]:
     float_dtype, int_dtype = (jnp.float64, jnp.int64) if wide else (jnp.float32, jnp.int32)
     infinity = np.array(np.inf, float_dtype).view(int_dtype).item()
 
@@ -267,9 +275,10 @@ def _top_scores(scores: Scores, count: int) -> Mask:
         ordered = jnp.where(bits < 0, -magnitude, magnitude)
         return jnp.where(magnitude > infinity, -infinity, ordered)
 
-    return structure.unflatten(top_entries(leaves, count, key, lowest=-infinity, highest=infinity))
+    return top_entries(leaves, count, key, lowest=-infinity, highest=infinity)
 
 
+@jax.jit
 def _random_entries(selected: jax.Array, key: jax.Array) -> jax.Array:
     # The draw stays uniform when it is crossed with the mask, and so has the mask's sharding.
     draw = jax.random.bits(key, selected.shape, jnp.uint32) >> 1 ^ selected
