@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sapsel_jax._checks import check_bool_leaves, check_count, check_mask, check_same_tree
+from sapsel_jax._checks import check_bool_leaves, check_count, check_same_leaves, named_shapes
 from sapsel_jax._types import Mask, Params
 
 
@@ -64,13 +64,13 @@ def selective(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> Any:
-        _on_each_copy(lambda copy: check_mask("mask", mask, "params", copy), params)
+        _on_each_copy(lambda copy: _check_fits(mask, "params", copy), params)
         return inner.init(params)
 
     def update(
         updates: Any, state: Any, params: Params | None = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        check_same_tree("mask", mask, "updates", updates)
+        _check_fits(mask, "updates", updates)
         if extra_args.get("grad") is not None:
             extra_args["grad"] = _where(mask, extra_args["grad"], 0.0)
         updates, state = inner.update(_where(mask, updates, 0.0), state, params, **extra_args)
@@ -86,8 +86,25 @@ def _on_each_copy(fn: Callable[[Any], Any], tree: Any) -> Any:
     return fn(tree)
 
 
+def _check_fits(mask: Mask, name: str, tree: Any) -> None:
+    """The same paths and shapes; the containers may differ.
+
+    Flax's `nnx.Optimizer` gives `init` its variables, whose paths end in `value`, and `update` the
+    arrays in them.
+    """
+    leaves, like = (
+        [(path.removesuffix("/value"), leaf) for path, leaf in named_shapes(t)]
+        for t in (mask, tree)
+    )
+    check_same_leaves("mask", leaves, name, like)
+
+
 def _where(mask: Mask, tree: Any, other: float) -> Any:
-    return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.asarray(other, x.dtype)), mask, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten(
+        jnp.where(m, x, jnp.asarray(other, x.dtype))
+        for m, x in zip(jax.tree.leaves(mask), leaves, strict=True)
+    )
 
 
 class SelectivePackedState(NamedTuple):
@@ -134,8 +151,9 @@ def selective_packed(
       TypeError: if a leaf of `mask` is not bool or `count` is no Python integer.
       ValueError: if `count` is negative; by `init` and `update`, if the tree they are given does
         not fit the mask.
-      NotImplementedError: if a leaf has 2³¹ entries or more; by `update`, if it is given a
-        `value_fn`, as line searches are, which would be called with the vector.
+      NotImplementedError: if a leaf has 2³¹ entries or more or is sharded over an Explicit mesh; by
+        `update`, if it is given a `value_fn`, as line searches are, which would be called with the
+        vector.
 
     Cost: that of `inner` on `count` entries, a gather and a scatter of at most `count` entries a
       leaf, and one pass to write the updates.
@@ -183,13 +201,14 @@ def selective_packed(
 
     def pack(tree: Any, state: SelectivePackedState) -> jax.Array:
         leaves = jax.tree.leaves(tree)
+        _check_not_explicit(leaves)
         windows = [
             jnp.atleast_1d(leaf).at[_coordinates(positions, jnp.shape(leaf))].get(mode="clip")
             for leaf, (positions, _) in zip(leaves, split(state.positions, state.ends), strict=True)
         ]
         return join(windows, state.ends, _common_dtype(leaves))
 
-    def unpack(vector: Any, state: SelectivePackedState) -> Any:
+    def unpack(vector: Any, state: SelectivePackedState, structure: Any) -> Any:
         leaves = []
         for shape, (positions, own), (values, _) in zip(
             shapes, split(state.positions, state.ends), split(vector, state.ends), strict=True
@@ -198,11 +217,12 @@ def selective_packed(
             outside = jnp.uint32(math.prod(shape))  # where writing does nothing
             coordinates = _coordinates(jnp.where(own, positions, outside), shape)
             leaves.append(unchanged.at[coordinates].set(values, mode="drop").reshape(shape))
-        return jax.tree.structure(mask).unflatten(leaves)
+        return structure.unflatten(leaves)
 
     def init(params: Params) -> SelectivePackedState:
-        check_mask("mask", mask, "params", params)
+        _check_fits(mask, "params", params)
         selected = [jnp.asarray(leaf) for leaf in jax.tree.leaves(mask)]
+        _check_not_explicit(selected)
         counts = [jnp.sum(leaf, dtype=jnp.uint32) for leaf in selected]
         totals = jnp.cumsum(jnp.asarray(counts, jnp.uint32))
         ends = jnp.minimum(totals, count).astype(jnp.uint32)
@@ -222,7 +242,7 @@ def selective_packed(
     def update(
         updates: Any, state: Any, params: Params | None = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        check_same_tree("mask", mask, "updates", updates)
+        _check_fits(mask, "updates", updates)
         if extra_args.get("value_fn") is not None:
             raise NotImplementedError(
                 "`selective_packed` cannot pass `value_fn` on, for its inner transformation sees a "
@@ -234,9 +254,19 @@ def selective_packed(
             None if params is None else pack(params, state),
             **extra_args,
         )
-        return unpack(vector, state), state._replace(inner=inner_state)
+        unpacked = unpack(vector, state, jax.tree.structure(updates))
+        return unpacked, state._replace(inner=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_not_explicit(leaves: list[Any]) -> None:
+    for kind in map(jax.typeof, leaves):
+        if any(kind.sharding.spec):
+            raise NotImplementedError(
+                "`selective_packed` takes no leaves sharded over an Explicit mesh; use an Auto "
+                f"mesh or `selective`; got {kind.str_short()}."
+            )
 
 
 def _common_dtype(leaves: list[Any]) -> Any:
