@@ -285,7 +285,7 @@ def _read(file: BinaryIO) -> tuple[list[tuple[str, jax.ShapeDtypeStruct]], list[
     ends = np.cumsum([-(-leaf.size // 8) for _, leaf in leaves], dtype=int)
     if header["kind"] != FILE_KIND or bits.dtype != np.uint8 or bits.shape != (sum(ends[-1:]),):
         raise ValueError("The contents do not fit together.")
-    return leaves, np.split(bits, ends[:-1])
+    return leaves, np.split(bits, ends)[:-1]
 
 
 def _placed(selected: np.ndarray, like: Any) -> jax.Array:

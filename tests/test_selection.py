@@ -1,9 +1,10 @@
 import dataclasses
 import itertools
 from collections import namedtuple
+from typing import Any
 
 import chex
-import flax
+import flax.core
 import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
@@ -180,7 +181,7 @@ def test_nothing_of_a_leafs_size_is_sorted_joined_or_reshaped():
 def test_memory_beside_the_scores_is_that_of_the_mask():
     scores = {name: jax.ShapeDtypeStruct((1000, 100), jnp.float32) for name in "abc"}
     compiled = jax.jit(lambda s: sap.select_top_fraction(s, 0.01)).lower(scores).compile()
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     num_bytes = 3 * 4 * 1000 * 100
     assert memory.output_size_in_bytes < 0.26 * num_bytes
     assert memory.temp_size_in_bytes < 0.35 * num_bytes
@@ -321,6 +322,10 @@ def test_whole_leaves_are_chosen_by_path():
     assert mask["body"].shape == (0, 4)
 
 
+FLOAT: Any = 1.0
+ARRAY: Any = jnp.ones(())
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -340,7 +345,7 @@ def test_whole_leaves_are_chosen_by_path():
             "`fraction` must lie in [0, 1]; got -0.1.",
         ),
         (
-            lambda: sap.select_top_fraction(jnp.ones(2), jnp.ones(())),
+            lambda: sap.select_top_fraction(jnp.ones(2), ARRAY),
             TypeError,
             "`fraction` must be a Python number; got ArrayImpl.",
         ),
@@ -350,7 +355,7 @@ def test_whole_leaves_are_chosen_by_path():
             "`count` must be at least 0; got -1.",
         ),
         (
-            lambda: sap.select_top_count(jnp.ones(2), 1.0),
+            lambda: sap.select_top_count(jnp.ones(2), FLOAT),
             TypeError,
             "`count` must be a Python integer; got float.",
         ),
@@ -375,7 +380,7 @@ def test_whole_leaves_are_chosen_by_path():
             "`fraction` must lie in [0, 1]; got 2.",
         ),
         (
-            lambda: sap.select_top_units(jnp.ones(2), 0.5, axis=0.0),
+            lambda: sap.select_top_units(jnp.ones(2), 0.5, axis=FLOAT),
             TypeError,
             "`axis` must be a Python integer; got float.",
         ),

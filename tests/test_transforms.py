@@ -1,5 +1,6 @@
 import functools
 import inspect
+from typing import Any
 
 import chex
 import flax.linen as linen
@@ -188,7 +189,7 @@ def test_line_searches_and_values_pass_through():
 
 def test_lookahead_keeps_the_bits_of_both_copies():
     params, mask = params_and_mask()
-    both = optax.LookaheadParams.init_synced(params)
+    both: Any = optax.LookaheadParams.init_synced(params)
     transform = sap.selective(optax.lookahead(optax.adamw(0.1), 2, 0.5), mask)
 
     @jax.jit
@@ -383,10 +384,11 @@ def test_trees_that_do_not_fit_the_mask_are_refused(wrap):
 
 def test_packed_refuses_what_it_cannot_do():
     params, mask = params_and_mask()
+    number: Any = 2.0
     with pytest.raises(ValueError, match=r"^`count` must be at least 0; got -1\.$"):
         sap.selective_packed(optax.sgd(0.1), mask, -1)
     with pytest.raises(TypeError, match=r"^`count` must be a Python integer; got float\.$"):
-        sap.selective_packed(optax.sgd(0.1), mask, 2.0)
+        sap.selective_packed(optax.sgd(0.1), mask, number)
     with pytest.raises(
         NotImplementedError, match=r"fewer than 2\*\*31 entries; got \[65536, 32768\]"
     ):
