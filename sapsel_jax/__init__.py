@@ -37,11 +37,10 @@ from sapsel_jax._selection import (
     select_top_fraction_per_leaf,
     select_top_units,
 )
-from sapsel_jax._transforms import SelectivePackedState, selective, selective_packed
+from sapsel_jax._transforms import selective, selective_packed
 from sapsel_jax._updates import first_order_update, iterative_update
 
 __all__ = [
-    "SelectivePackedState",
     "basis_diagonal",
     "count_nonfinite",
     "describe_mask",

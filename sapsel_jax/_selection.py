@@ -39,6 +39,7 @@ def select_top_fraction(scores: Scores, fraction: float) -> Mask:
     Raises:
       TypeError: if `fraction` is no Python number or a leaf is not floating point.
       ValueError: if `fraction` lies outside [0, 1].
+      NotImplementedError: if there are 2³² entries or more.
 
     Cost: at most 11 passes over the scores (22 where a leaf is float64), and one for every 3 bits
       of n where ties at the threshold must be broken; no gradient. The memory beside the scores is
@@ -55,6 +56,7 @@ def select_top_fraction(scores: Scores, fraction: float) -> Mask:
       {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
     check_fraction("fraction", fraction)
+    check_float_leaves("scores", scores)
     return select_top_count(scores, round(fraction * num_entries(scores)))
 
 
@@ -74,6 +76,7 @@ def select_top_count(scores: Scores, count: int) -> Mask:
     Raises:
       TypeError: if `count` is no Python integer or a leaf is not floating point.
       ValueError: if `count` is negative.
+      NotImplementedError: if there are 2³² entries or more.
 
     Cost: as `select_top_fraction`.
 
@@ -114,6 +117,7 @@ def select_top_fraction_per_leaf(scores: Scores, fraction: float) -> Mask:
       {'a': Array([False,  True], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
     check_fraction("fraction", fraction)
+    check_float_leaves("scores", scores)
     return jax.tree.map(lambda s: select_top_count(s, round(fraction * jnp.size(s))), scores)
 
 

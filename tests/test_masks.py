@@ -136,9 +136,8 @@ def foreign_files(folder):
         folder / "object.npz", header=np.array(json.dumps(header)), bits=np.array([{}], object)
     )
     np.savez(folder / "short.npz", header=np.array(json.dumps(header)), bits=np.zeros(2, np.uint8))
-    np.savez(
-        folder / "shape.npz", header=np.array('{"kind": "x", "leaves": [["a", "b"]]}'), bits=[1]
-    )
+    shapeless = '{"kind": "sapsel_jax mask 1", "leaves": [["a", "b"]]}'
+    np.savez(folder / "shape.npz", header=np.array(shapeless), bits=np.zeros(1, np.uint8))
     (folder / "empty").write_bytes(b"")
     (folder / "text").write_text("a mask")
     return list(folder.iterdir())

@@ -1,3 +1,5 @@
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -91,7 +93,7 @@ def test_some_scores_do_not_see_a_rescaling_that_keeps_the_function():
     # One layer doubled and the next halved: g and H scale as 1/c and 1/c², θ as c.
     rng = np.random.default_rng(2)
     theta, g, h = rng.standard_normal((3, 40)).astype(np.float32)
-    c = np.repeat(np.float32([2.0, 0.5]), 20)
+    c = np.repeat(np.array([2.0, 0.5], np.float32), 20)
     np.testing.assert_array_equal(
         sap.score_brain_damage(theta, h), sap.score_brain_damage(theta * c, h / c**2)
     )
@@ -142,6 +144,7 @@ ONE = {"a": jnp.ones(2)}
 WHOLE = {"a": jnp.ones(2, int)}
 OTHER = {"b": jnp.ones(2)}
 REAL = "must hold real floating-point arrays; leaf 'a' has dtype int32."
+TEXT: Any = "x"
 DIFFER = "must have the same structure; they first differ at 'a' against 'b'."
 
 
@@ -156,7 +159,7 @@ DIFFER = "must have the same structure; they first differ at 'a' against 'b'."
             "`floor` must be finite and at least 0; got -1.",
         ),
         (
-            lambda: sap.score_flattest(ONE, floor="x"),
+            lambda: sap.score_flattest(ONE, floor=TEXT),
             TypeError,
             "`floor` must be a number; got str.",
         ),

@@ -190,6 +190,7 @@ def test_line_searches_and_values_pass_through():
 def test_lookahead_keeps_the_bits_of_both_copies():
     params, mask = params_and_mask()
     both: Any = optax.LookaheadParams.init_synced(params)
+    apply: Any = optax.apply_updates
     transform = sap.selective(optax.lookahead(optax.adamw(0.1), 2, 0.5), mask)
 
     @jax.jit
@@ -197,7 +198,7 @@ def test_lookahead_keeps_the_bits_of_both_copies():
         state = transform.init(both)
         for i in range(4):
             updates, state = transform.update(gradient(both.fast, mask, i), state, both)
-            both = optax.apply_updates(both, updates)
+            both = apply(both, updates)
         return both
 
     after = train(both)
