@@ -39,8 +39,9 @@ from sapsel_jax._selection import (
     select_top_count,
     select_top_fraction,
     select_top_fraction_per_leaf,
+    select_top_units,
 )
-from sapsel_jax._transforms import selective
+from sapsel_jax._transforms import selective, selective_packed
 from sapsel_jax._updates import first_order_update, iterative_update
 
 __all__ = [
@@ -80,5 +81,7 @@ __all__ = [
     "select_top_count",
     "select_top_fraction",
     "select_top_fraction_per_leaf",
+    "select_top_units",
     "selective",
+    "selective_packed",
 ]

@@ -6,6 +6,7 @@ arrays and on `jax.ShapeDtypeStruct`, and none is ever raised from a traced valu
 
 import math
 import numbers
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -34,10 +35,15 @@ def check_fraction(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must lie in [0, 1]; got {value}.")
 
 
-def check_count(name: str, value: Any, *, minimum: int) -> None:
-    """A Python integer of at least `minimum`."""
+def check_integer(name: str, value: Any) -> None:
+    """A Python integer."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"`{name}` must be a Python integer; got {type(value).__name__}.")
+
+
+def check_count(name: str, value: Any, *, minimum: int) -> None:
+    """A Python integer of at least `minimum`."""
+    check_integer(name, value)
     if value < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}; got {value}.")
 
@@ -63,18 +69,30 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def check_float_leaves(name: str, tree: Any) -> None:
     """A pytree whose leaves are real floating-point arrays."""
+    for where, dtype in _leaf_dtypes(name, tree):
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"`{name}` must hold real floating-point arrays; {where} has dtype {dtype}."
+            )
+
+
+def check_bool_leaves(name: str, mask: Any) -> None:
+    """A pytree of bool arrays."""
+    for where, dtype in _leaf_dtypes(name, mask):
+        if dtype != jnp.bool_:
+            raise TypeError(f"`{name}` must hold bool arrays; {where} has dtype {dtype}.")
+
+
+def _leaf_dtypes(name: str, tree: Any) -> Iterator[tuple[str, Any]]:
     for path, leaf in tree_flatten_with_path(tree)[0]:
         try:
             dtype = _dtype(leaf)
         except TypeError:
-            dtype = None
-        if dtype is None:
             kind = type(leaf).__name__
-            raise TypeError(f"`{name}` must hold arrays only; {_where(path)} is a {kind}.")
-        if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"`{name}` must hold real floating-point arrays; {_where(path)} has dtype {dtype}."
-            )
+                f"`{name}` must hold arrays only; {_where(path)} is a {kind}."
+            ) from None
+        yield _where(path), dtype
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
@@ -133,15 +151,6 @@ def check_mask(name: str, mask: Any, like_name: str, like: Any) -> None:
     """A pytree of bool arrays with the structure and the shapes of `like`."""
     check_bool_leaves(name, mask)
     check_same_tree(name, mask, like_name, like)
-
-
-def check_bool_leaves(name: str, mask: Any) -> None:
-    """A pytree of bool arrays."""
-    for path, leaf in tree_flatten_with_path(mask)[0]:
-        if _dtype(leaf) != jnp.bool_:
-            raise TypeError(
-                f"`{name}` must hold bool arrays; {_where(path)} has dtype {_dtype(leaf)}."
-            )
 
 
 def batch_size(name: str, batch: Any) -> int:

@@ -2,13 +2,13 @@
 
 import json
 import os
-import tempfile
-import zipfile
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from sapsel_jax._checks import (
     check_bool_leaves,
@@ -185,7 +185,7 @@ def describe_mask(m: Mask) -> str:
       total          2        5   40.0%
     """
     check_bool_leaves("m", m)
-    rows = [(name, int(np.sum(leaf)), int(jnp.size(leaf))) for name, leaf in named_leaves(m)]
+    rows = [(name, int(mask_count(leaf)), jnp.size(leaf)) for name, leaf in named_leaves(m)]
     rows.append(("total", sum(row[1] for row in rows), sum(row[2] for row in rows)))
     cells = [("leaf", "selected", "entries", "share")]
     cells += [(name, f"{s:,}", f"{n:,}", f"{s / max(n, 1):.1%}") for name, s, n in rows]
@@ -227,14 +227,15 @@ def save_mask(path: str | os.PathLike[str], mask: Mask) -> None:
     header = {"kind": FILE_KIND, "leaves": [[name, list(leaf.shape)] for name, leaf in leaves]}
     bits = np.concatenate([np.packbits(leaf) for _, leaf in leaves] or [np.zeros(0, np.uint8)])
     path = Path(path)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with partial.open("wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), bits=bits)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_mask(path: str | os.PathLike[str], like: Params) -> Mask:
@@ -245,7 +246,7 @@ def load_mask(path: str | os.PathLike[str], like: Params) -> Mask:
       like: pytree of arrays or `jax.ShapeDtypeStruct` that the mask must fit: the parameters.
 
     Returns:
-      A mask with the structure of `like`.
+      A mask with the structure of `like`, sharded like it where it lies on a mesh.
 
     Raises:
       ValueError: if the file is damaged or no mask, or its leaves differ from those of `like`.
@@ -261,24 +262,36 @@ def load_mask(path: str | os.PathLike[str], like: Params) -> Mask:
       Traceback (most recent call last):
       ValueError: `mask` and `like` must have the same structure; they first differ at 'kernel' ...
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            bits = file["bits"]
-        saved = [(n, jax.ShapeDtypeStruct(shape, jnp.bool_)) for n, shape in header["leaves"]]
-        sizes = [leaf.size for _, leaf in saved]
-        if header["kind"] != FILE_KIND or bits.size != sum(-(-size // 8) for size in sizes):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"`path` must name a file that `save_mask` wrote; got {path}.") from error
+    with open(path, "rb") as file:
+        try:
+            saved, packed = _read(file)
+        except Exception as error:  # a damaged archive raises a dozen types
+            raise ValueError(
+                f"`path` must name a file that `save_mask` wrote; got {path}."
+            ) from error
     check_same_leaves("mask", saved, "like", named_shapes(like))
-    leaves, start = [], 0
-    for _, leaf in saved:
-        end = start - (-leaf.size // 8)
-        unpacked = np.unpackbits(bits[start:end], count=leaf.size)
-        leaves.append(jnp.asarray(unpacked.reshape(leaf.shape), bool))
-        start = end
-    return jax.tree.structure(like).unflatten(leaves)
+    leaves, structure = jax.tree.flatten(like)
+    return structure.unflatten(
+        _placed(np.unpackbits(bits, count=shape.size).reshape(shape.shape).astype(bool), leaf)
+        for (_, shape), bits, leaf in zip(saved, packed, leaves, strict=True)
+    )
+
+
+def _read(file: BinaryIO) -> tuple[list[tuple[str, jax.ShapeDtypeStruct]], list[np.ndarray]]:
+    """The paths and shapes of a saved mask, and the packed bits of each leaf."""
+    with np.load(file, allow_pickle=False) as archive:
+        header, bits = json.loads(str(archive["header"])), archive["bits"]
+    leaves = [(name, jax.ShapeDtypeStruct(shape, jnp.bool_)) for name, shape in header["leaves"]]
+    ends = np.cumsum([-(-leaf.size // 8) for _, leaf in leaves], dtype=int)
+    if header["kind"] != FILE_KIND or bits.dtype != np.uint8 or bits.shape != (sum(ends[-1:]),):
+        raise ValueError("The contents do not fit together.")
+    return leaves, np.split(bits, ends)[:-1]
+
+
+def _placed(selected: np.ndarray, like: Any) -> jax.Array:
+    """On the devices of `like`, where that is spread over a mesh."""
+    sharding = getattr(like, "sharding", None)
+    return jax.device_put(selected, sharding if isinstance(sharding, NamedSharding) else None)
 
 
 def _check_pair(a: Mask, b: Mask) -> None:

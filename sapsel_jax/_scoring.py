@@ -145,11 +145,11 @@ def score_random(params: Params, key: jax.Array) -> Scores:
     """A random order: independent uniform numbers in [0, 1).
 
     Args:
-      params: pytree of arrays; only the shapes matter.
+      params: pytree of parameters.
       key: a JAX random key.
 
     Returns:
-      Scores shaped like `params`, float32.
+      Scores shaped and sharded like `params`, float32; NaN where a parameter is not finite.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays.
@@ -167,7 +167,8 @@ def score_random(params: Params, key: jax.Array) -> Scores:
       (2, 3)
     """
     check_float_leaves("params", params)
-    return optax.tree.random_like(key, params, sampler=jax.random.uniform, dtype=jnp.float32)
+    draw = optax.tree.random_like(key, params, sampler=jax.random.uniform, dtype=jnp.float32)
+    return jax.tree.map(lambda p, u: jnp.where(jnp.isfinite(p), u, jnp.nan), params, draw)
 
 
 def score_decrease(gradient: Params, diagonal: Diagonal, *, damping: float) -> Scores:
