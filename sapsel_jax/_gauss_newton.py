@@ -16,7 +16,7 @@ from sapsel_jax._hutchinson import Probed, examples_at_once, find_probed, pair
 from sapsel_jax._lifts import Record, records_of_uses, structure
 from sapsel_jax._probes import mean_of_probes
 from sapsel_jax._quadratic import curvature, open_cuts
-from sapsel_jax._routes import bending, choose_through
+from sapsel_jax._routes import bending, choose_through, leads_to
 from sapsel_jax._routes import examples_at_once as examples_of_routes
 from sapsel_jax._sites import find_uses
 from sapsel_jax._types import Batch, Diagonal, LossFn, Params
@@ -151,11 +151,7 @@ def sampled_gauss_newton_diagonal(
         graph, leaves, num_examples = read_loss(fn, params, batch, args, weights)
         cut = graph.outputs[1]
         structures = {use: structure(graph, use) for use in find_uses(graph)}
-        probed = [
-            one
-            for one in find_probed(graph, structures)
-            if graph.before([cut], graph.after([one.site]))
-        ]
+        probed = [one for one in find_probed(graph, structures) if leads_to(graph, one.site, cut)]
         at_once = microbatch or examples_at_once(graph, probed)
 
         def one_sample(sample: jax.Array) -> Diagonal:

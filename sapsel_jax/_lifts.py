@@ -94,13 +94,15 @@ class Structure:
 def structure(graph: Graph, use: Use) -> Structure:
     """The structure of a use's lift."""
     kept: list[Any] = []
+    needed = [use.root, *(var for node in use.path for var in node.ins)]
+    avals = {var: graph.avals[var] for var in needed}
+    specs = {var: jax.ShapeDtypeStruct(aval.shape, aval.dtype) for var, aval in avals.items()}
 
-    def trace(leaves: Sequence[jax.Array], example: Sequence[jax.Array]) -> jax.Array:
-        kept.extend(lift(graph, use, graph.evaluate(leaves, example)))
+    def trace(values: Values) -> jax.Array:
+        kept.extend(lift(graph, use, values))
         return kept[0].value
 
-    spec = lambda var: jax.ShapeDtypeStruct(graph.avals[var].shape, graph.avals[var].dtype)
-    value = jax.eval_shape(trace, [*map(spec, graph.leaves)], [*map(spec, graph.example)])
+    value = jax.eval_shape(trace, specs)
     tangent, order = kept
     axes = zip(tangent.tied, graph.shape(use.site), strict=True)
     is_diagonal = all(labels or size == 1 for labels, size in axes)

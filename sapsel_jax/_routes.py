@@ -23,6 +23,8 @@ PRODUCT_WORK = 4
 """What a Hessian-vector product counts, against the operations it runs through."""
 MAX_CUT = 256
 """A cut of more entries is not considered."""
+MAX_CUTS = 8
+"""So many cuts of a site are compared, the smallest, and of those the last."""
 BUDGET = 2**22
 """Entries that the temporaries of one chunk of examples should hold: 16 MB in float32."""
 MOST = 2**24
@@ -112,7 +114,7 @@ def choose_through(graph: Graph, cut: int, structures: dict[Use, Structure]) -> 
     tasks = [
         finder.through(uses, structures, cut)
         for uses in at_sites(structures)
-        if graph.before([cut], graph.after([uses[0].site]))
+        if leads_to(graph, uses[0].site, cut)
     ]
     shared_work = finder.pay_for(tasks) + finder.gradient
     return Routes(tuple(tasks), structures, shared_work, finder.gradient, finder.memory(tasks))
@@ -129,6 +131,7 @@ class _Finder:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.work = functools.cache(self._work)
+        self.hessian = functools.cache(self._hessian)
         self.paid: dict[int, set[int]] = {}
         """For each cut that is used, the variables that rows are pulled back to anyway."""
         moving = lambda node: sum(bool(graph.sources[var]) for var in node.ins)
@@ -154,7 +157,7 @@ class _Finder:
             total += self.hessian(cut) + graph.size(cut) * sum(map(self.work, between))
         return total
 
-    def hessian(self, cut: int) -> float:
+    def _hessian(self, cut: int) -> float:
         """The work of the Hessian in a cut."""
         return PRODUCT_WORK * self.graph.size(cut) * sum(map(self.work, self.graph.after([cut])))
 
@@ -172,16 +175,21 @@ class _Finder:
             work = PRODUCT_WORK * _count(start) * sum(map(self.work, after))
             memory = _count(start) * _largest(graph, after)
             options.append((work, work, memory, None, "products"))
-        for cut in graph.cuts(site):
-            beyond = set(graph.after([cut]))
-            if graph.size(cut) <= MAX_CUT and beyond.intersection(bends):
-                between = graph.before([cut], after)
-                if all(has_forward_rule(graph, node) for node in between):
-                    options.append(self._forward(site, start, between, cut))
-                near, _ = leading_to(graph, bends, between)
-                if all(has_forward_rule(graph, node) for node in near):
-                    options.append(self._rows(site, start, shared, between, cut, near))
+        for cut in self._cuts(site, bends):
+            between = graph.before([cut], after)
+            if all(has_forward_rule(graph, node) for node in between):
+                options.append(self._forward(site, start, between, cut))
+            near, _ = leading_to(graph, bends, between)
+            if all(has_forward_rule(graph, node) for node in near):
+                options.append(self._rows(site, start, shared, between, cut, near))
         return self._task(uses, start, shared, min(options, key=lambda option: option[0]))
+
+    def _cuts(self, site: int, bends: Sequence[Node]) -> list[int]:
+        """The cuts of a site that are worth comparing: small, with something bent behind."""
+        graph = self.graph
+        small = [cut for cut in graph.cuts(site) if graph.size(cut) <= MAX_CUT]
+        best = sorted(reversed(small), key=graph.size)[:MAX_CUTS]
+        return [cut for cut in best if not set(bends).isdisjoint(graph.after([cut]))]
 
     def through(self, uses: tuple[Use, ...], structures: dict[Use, Structure], cut: int) -> Task:
         """The cheaper of both ways through a cut, for a function that is linear before it."""
@@ -299,6 +307,11 @@ class _Finder:
                     rank = len(self.graph.shape(var))
                     tied[var] = out if len(out) == rank else ((),) * rank
         return total, largest
+
+
+def leads_to(graph: Graph, site: int, cut: int) -> bool:
+    """Whether a site acts through a cut, or is it."""
+    return site == cut or bool(graph.before([cut], graph.after([site])))
 
 
 def bending(graph: Graph, site: int, nodes: Sequence[Node]) -> list[Node]:

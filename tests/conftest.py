@@ -3,3 +3,9 @@
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_configure(config):
+    # The fast tests spend most of their time in the compiler; the slow ones compile as users do.
+    if "not slow" in config.option.markexpr:
+        jax.config.update("jax_disable_most_optimizations", True)

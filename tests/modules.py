@@ -4,6 +4,8 @@ Each is `(loss_fn, params, batch, args)` with `args` passed to the loss behind t
 statistics, and whatever else a module library keeps beside its parameters.
 """
 
+from typing import Any
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -359,7 +361,7 @@ def plain_transformer():
         "down": (5, WIDTH),
         "head": (WIDTH, 3),
     }
-    params = {name: normal(next(keys), *shape) for name, shape in shapes.items()}
+    params: dict[str, Any] = {name: normal(next(keys), *s) for name, s in shapes.items()}
     params["norms"] = [(jnp.full(WIDTH, 1.1), jnp.full(WIDTH, 0.1)) for _ in range(3)]
 
     def norm(x, scale, bias):

@@ -1,5 +1,7 @@
 """Small networks in plain JAX, each as (loss_fn, params, batch), and the dense oracle."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,7 +16,7 @@ def normal(key, *shape):
     return jax.random.normal(key, shape) / jnp.sqrt(jnp.maximum(shape[0], 1))
 
 
-def conv(image, kernel, strides=(1, 1), padding="VALID", dilation=(1, 1), groups=1):
+def conv(image, kernel, strides=(1, 1), padding: Any = "VALID", dilation=(1, 1), groups=1):
     """A convolution of one image (height, width, channels)."""
     return jax.lax.conv_general_dilated(
         image[None],

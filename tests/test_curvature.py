@@ -1,3 +1,5 @@
+from typing import cast
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -178,6 +180,10 @@ def test_count_nonfinite_counts_by_leaf():
     assert jax.tree.map(int, jax.jit(sap.count_nonfinite)(tree)) == {"a": 2, "b": 0, "c": 0}
 
 
+def constant(params):
+    return jnp.zeros(())
+
+
 def square(w, x):
     return jnp.sum(w**2) * x
 
@@ -193,8 +199,10 @@ def square(w, x):
 def test_parameters_must_be_real_floats(estimator, params, error):
     for call in (
         lambda: estimator(square)(params, jnp.ones(3)),
-        lambda: sap.basis_diagonal(lambda p: 0.0)(params),
-        lambda: sap.probe_diagonal(lambda p: 0.0, num_probes=1)(params, jax.random.key(0)),
+        lambda: sap.basis_diagonal(lambda p: jnp.zeros(()))(params),
+        lambda: sap.probe_diagonal(lambda p: jnp.zeros(()), num_probes=1)(
+            params, jax.random.key(0)
+        ),
     ):
         with pytest.raises(TypeError, match=error):
             call()
@@ -228,7 +236,7 @@ def test_bad_batches(estimator, batch, options, error):
     [
         (lambda: sap.exact_diagonal(square, microbatch=0), ValueError, "`microbatch` must be at"),
         (
-            lambda: sap.exact_diagonal(square, microbatch=2.0),
+            lambda: sap.exact_diagonal(square, microbatch=cast(int, 2.0)),
             TypeError,
             "`microbatch` must be a Py",
         ),
