@@ -21,6 +21,8 @@ ELEMENTWISE_WORK = 8
 """What one entry of an elementwise operation counts, against one multiply or add of a product."""
 PRODUCT_WORK = 4
 """What a Hessian-vector product counts, against the operations it runs through."""
+BACKWARD_CONVOLUTION = 3
+"""What pulling back through a convolution counts, against running it: so measured on CPU."""
 MAX_CUT = 256
 """A cut of more entries is not considered."""
 MAX_CUTS = 8
@@ -135,7 +137,9 @@ class _Finder:
         self.paid: dict[int, set[int]] = {}
         """For each cut that is used, the variables that rows are pulled back to anyway."""
         moving = lambda node: sum(bool(graph.sources[var]) for var in node.ins)
-        self.gradient = sum(self.work(node) * (1 + moving(node)) for node in graph.nodes)
+        self.gradient = sum(
+            self.work(node) + moving(node) * self.back(node) for node in graph.nodes
+        )
 
     def memory(self, tasks: Iterable[Task]) -> float:
         """Entries of temporaries per example: values and their adjoints, and the largest task."""
@@ -154,7 +158,7 @@ class _Finder:
         for cut, sites in pulled.items():
             between = graph.before([cut], graph.after(sites)) if sites else []
             self.paid[cut] = {*sites, *(var for node in between for var in node.outs)}
-            total += self.hessian(cut) + graph.size(cut) * sum(map(self.work, between))
+            total += self.hessian(cut) + graph.size(cut) * sum(map(self.back, between))
         return total
 
     def _hessian(self, cut: int) -> float:
@@ -187,8 +191,8 @@ class _Finder:
     def _cuts(self, site: int, bends: Sequence[Node]) -> list[int]:
         """The cuts of a site that are worth comparing: small, with something bent behind."""
         graph = self.graph
-        small = [cut for cut in graph.cuts(site) if graph.size(cut) <= MAX_CUT]
-        best = sorted(reversed(small), key=graph.size)[:MAX_CUTS]
+        small = [cut for cut in graph.cuts(site)[::-1] if graph.size(cut) <= MAX_CUT]
+        best = sorted(small, key=graph.size)[:MAX_CUTS]
         return [cut for cut in best if not set(bends).isdisjoint(graph.after([cut]))]
 
     def through(self, uses: tuple[Use, ...], structures: dict[Use, Structure], cut: int) -> Task:
@@ -237,7 +241,7 @@ class _Finder:
             own += 2.0 * size * math.prod(start.value.shape) * _untouched(graph, site, start)
         shared_work = 0.0 if cut in self.paid else self.hessian(cut)
         if site not in self.paid.get(cut, ()):
-            shared_work += size * sum(map(self.work, between))
+            shared_work += size * sum(map(self.back, between))
         memory = max(memory, size * max(_largest(graph, between), _count(start)))
         return own + shared_work, own, memory, cut, "rows"
 
@@ -257,6 +261,11 @@ class _Finder:
         work += sum(2.0 * self.graph.size(self.graph.leaves[use.leaf]) for use in uses)
         varying = varies(self.graph, site)
         return Task(site, uses, shared, varying, count, cut, way, work, memory, chunk)
+
+    def back(self, node: Node) -> float:
+        """The work of pulling one cotangent back to one input of an operation."""
+        is_convolution = node.name == "conv_general_dilated"
+        return self.work(node) * (BACKWARD_CONVOLUTION if is_convolution else 1)
 
     def _work(self, node: Node) -> float:
         size = sum(self.graph.size(var) for var in node.outs)
