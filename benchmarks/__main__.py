@@ -7,10 +7,14 @@ import tyro
 
 from benchmarks.errors import UsageError
 from benchmarks.listing import List
+from benchmarks.selection import Selection
+from benchmarks.speed import Speed
 from benchmarks.unlearn import Unlearn
 
 COMMANDS = {
     "unlearn": Unlearn,
+    "speed": Speed,
+    "selection": Selection,
     "list": List,
 }
 

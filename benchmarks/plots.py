@@ -1,23 +1,20 @@
 """The pictures of a comparison: legible without colour, labelled where they are read."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from benchmarks.drawing import FAINT, INK, MUTED, figure
 from benchmarks.experiment import Case
 from benchmarks.methods import METHODS
 from benchmarks.summary import Line
 from benchmarks.tables import TITLES, plain_name, short_number
 
-INK, MUTED, FAINT = "#1f2933", "#6b7785", "#d8dee6"
 # Okabe and Ito's palette, which is told apart by colour-blind readers too.
 COLOURS = {
     "full": "#0072B2",
@@ -34,23 +31,6 @@ WORDS = {
     "test": "test accuracy",
     "forget": "forget accuracy",
     "attack": "attack success",
-}
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 12,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": MUTED,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
 }
 LOWEST, HIGHEST = -0.35, 1.2
 """The range of recoveries that is drawn; what lies outside stands at the edge with its figure."""
@@ -78,13 +58,13 @@ def draw_recovery(path: Path, lines: Sequence[Line]) -> None:
     updates = [update for update in MARKERS if any(line.update == update for line in lines)]
     retraining = next(line.gradients for line in lines if line.method == "retrained")
     size = (12.0, 1.2 + 3.9 * len(updates))
-    with _figure(
+    with figure(
         path,
         size,
         "How much is recovered, and at what cost",
         "Retraining from scratch is 100 %, the poisoned model 0 %. Bars: 95 % t intervals.",
-    ) as figure:
-        axes = figure.subplots(len(updates), len(measures), squeeze=False, sharex=True)
+    ) as canvas:
+        axes = canvas.subplots(len(updates), len(measures), squeeze=False, sharex=True)
         costs = [line.gradients for line in lines if line.update != "none"]
         axes[0, 0].set_xscale("log")
         axes[0, 0].set_xlim(min(costs) / 16, max(retraining * 2, max(costs) * 90))
@@ -194,14 +174,14 @@ def draw_accuracy(path: Path, lines: Sequence[Line]) -> None:
     """Every measure before and after, a row per method."""
     shorts = list(lines[0].accuracies)
     methods = [method for method in METHODS if any(line.method == method for line in lines)]
-    with _figure(
+    with figure(
         path,
         (12.0, 1.9 + 0.52 * len(methods)),
         "Before and after",
         "From the poisoned model to the unlearned one: ○ first-order update, ◆ iterative update. "
         "Bars: 95 % t intervals.",
-    ) as figure:
-        axes = figure.subplots(1, len(shorts), squeeze=False, sharey=True)[0]
+    ) as canvas:
+        axes = canvas.subplots(1, len(shorts), squeeze=False, sharey=True)[0]
         for ax, short in zip(axes, shorts, strict=True):
             _draw_accuracy_panel(ax, lines, methods, short)
         axes[0].set_yticks(range(len(methods)), [plain_name(method) for method in methods])
@@ -271,13 +251,13 @@ def draw_masks(path: Path, masks: dict[str, Any]) -> None:
     """Which layers the entries of each mask lie in."""
     shares = {method: layer_shares(mask) for method, mask in masks.items()}
     layers = list(next(iter(shares.values())))
-    with _figure(
+    with figure(
         path,
         (12.0, 1.7 + 0.5 * len(shares)),
         "Where the selected parameters lie",
         "Share of each mask's entries by layer, kernel and bias together; first reported seed.",
-    ) as figure:
-        ax = figure.subplots()
+    ) as canvas:
+        ax = canvas.subplots()
         for y, by_layer in enumerate(shares.values()):
             left = 0.0
             for layer, colour in zip(layers, LAYER_COLOURS, strict=False):
@@ -331,14 +311,14 @@ def draw_images(path: Path, case: Case) -> None:
     if poisoned.corrected is not None:
         rows = [("as trained on", poisoned.original), ("corrected", poisoned.corrected)]
     count = min(NUM_IMAGES, len(poisoned.original.labels))
-    with _figure(
+    with figure(
         path,
         (12.0, 1.1 + 1.6 * len(rows)),
         "What is wrong with the data",
         f"{len(poisoned.indices):,} of {len(poisoned.train.labels):,} training examples; above "
         "each image the label it was given.",
-    ) as figure:
-        axes = figure.subplots(len(rows), count, squeeze=False)
+    ) as canvas:
+        axes = canvas.subplots(len(rows), count, squeeze=False)
         for row, (name, split) in zip(axes, rows, strict=True):
             for i, ax in enumerate(row):
                 image = split.images[i]
@@ -357,15 +337,3 @@ def draw_images(path: Path, case: Case) -> None:
                     fontweight="bold",
                 )
             row[0].set_ylabel(name, color=INK, labelpad=10)
-
-
-@contextmanager
-def _figure(path: Path, size: tuple[float, float], title: str, subtitle: str) -> Iterator[Figure]:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        head = 0.82 / size[1]
-        figure.get_layout_engine().set(rect=(0, 0, 1, 1 - head), w_pad=0.15, h_pad=0.1)  # type: ignore[union-attr]
-        figure.text(0.012, 1 - 0.12 / size[1], title, fontsize=16, fontweight="bold", va="top")
-        figure.text(0.012, 1 - 0.45 / size[1], subtitle, fontsize=10.5, color=MUTED, va="top")
-        yield figure
-        figure.savefig(path, dpi=150)

@@ -1,18 +1,14 @@
 """The report of a comparison: Markdown to keep beside the data, one HTML page to read or send."""
 
-import base64
-import html
 import platform
-import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from markdown_it import MarkdownIt
-
 from benchmarks.curvature import ESTIMATOR
 from benchmarks.experiment import TUNING_SEED, Comparison
 from benchmarks.methods import METHODS, REFERENCES
+from benchmarks.page import write_page
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.summary import ACCURACIES, Line, paired_difference, summarise
 from benchmarks.tables import (
@@ -34,48 +30,6 @@ CAPTIONS = {
     "masks.png": "What a mask's ranking means depends on which layers it picks.",
     "images.png": "From the tuning seed.",
 }
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ --ink: #1f2933; --muted: #5f6b7a; --line: #e3e8ee; --wash: #f6f8fa; --accent: #d55e00; }}
-* {{ box-sizing: border-box; }}
-body {{ margin: 0; background: var(--wash); color: var(--ink);
-  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }}
-main {{ max-width: 1080px; margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3rem) 4rem;
-  background: #fff; min-height: 100vh; }}
-h1 {{ font-size: clamp(1.5rem, 4vw, 2.1rem); line-height: 1.2; margin: 0 0 .5rem; }}
-h2 {{ font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-top: 1.25rem;
-  border-top: 1px solid var(--line); }}
-h3 {{ font-size: 1rem; margin: 1.5rem 0 .5rem; color: var(--muted); }}
-p, li {{ max-width: 72ch; }}
-ul {{ padding-left: 1.2rem; }}
-img {{ display: block; width: 100%; height: auto; margin: .5rem 0 0; }}
-p:has(> img) {{ max-width: none; overflow-x: auto; }}
-p:has(> img) > img {{ min-width: 640px; }}
-p:has(> img) + p {{ color: var(--muted); font-size: .9rem; margin-top: .25rem; }}
-.table {{ overflow-x: auto; margin: .5rem 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; font-size: .86rem;
-  font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .4rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }}
-th {{ white-space: normal; color: var(--muted); font-weight: 600; vertical-align: bottom;
-  border-bottom: 2px solid var(--line); }}
-tbody tr:hover {{ background: var(--wash); }}
-td strong {{ color: var(--accent); }}
-code {{ background: var(--wash); padding: .1em .3em; border-radius: 3px; font-size: .88em; }}
-@media print {{ body {{ background: #fff; }} main {{ padding: 0; }} }}
-</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
 
 
 def write_report(
@@ -83,8 +37,7 @@ def write_report(
 ) -> None:
     """Writes `report.md` and `report.html`, which needs no other file, into `folder`."""
     text = report_markdown(comparison, pictures, command)
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    (folder / "report.html").write_text(_page(text, folder), encoding="utf-8")
+    write_page(folder, text)
 
 
 def report_markdown(comparison: Comparison, pictures: Sequence[str], command: str) -> str:
@@ -241,19 +194,3 @@ def _how(comparison: Comparison, command: str) -> str:
             f"- Software: Python {platform.python_version()}, {versions}.",
         ]
     )
-
-
-def _page(text: str, folder: Path) -> str:
-    """The report as one HTML page, its pictures inside."""
-    unbroken = text.replace(" %", "\u00a0%")
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(unbroken)
-    body = body.replace("<table>", '<div class="table"><table>')
-    body = body.replace("</table>", "</table></div>")
-
-    def inline(match: re.Match[str]) -> str:
-        picture = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{picture}"'
-
-    body = re.sub(r'src="([\w.-]+\.png)"', inline, body)
-    title = text.partition("\n")[0].lstrip("# ")
-    return PAGE.format(title=html.escape(title), body=body)

@@ -2,7 +2,6 @@
 
 import functools
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 import sapsel_jax as sap
+from benchmarks.drawing import FAINT, INK, MUTED, figure
 from benchmarks.errors import check_at_least, check_share
+from benchmarks.output import result_folder, write_jsonl
+from benchmarks.page import write_page
+from benchmarks.settings import command_line
+from benchmarks.tables import markdown_table
+from benchmarks.timing import compiled, in_turn, temporary_bytes
 
 NUM_LEAVES = 10
 NUM_COLUMNS = 1000
@@ -43,9 +48,15 @@ class Selection:
     def run(self) -> None:
         """Measures everything and prints a table."""
         console = Console()
-        with console.status("Measuring") as status:
-            rows = list(self.measure(lambda words: status.update(words)))
+        output = self.output or Path("results", "selection")
+        with result_folder(output) as folder:
+            with console.status("Measuring") as status:
+                rows = list(self.measure(lambda words: status.update(words)))
+            write_jsonl(folder / "results.jsonl", rows)
+            _draw(folder / "selection.png", rows)
+            write_page(folder, _report(rows))
         console.print(_table(rows))
+        console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
 
     def measure(self, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
         """One row per contender and seed; `report` is told what is being measured."""
@@ -67,19 +78,19 @@ class Selection:
         vector = jnp.concatenate([leaf.ravel() for leaf in scores])
         count = round(self.fraction * vector.size)
         plain = np.array(vector)
-        select = _compiled(lambda s: sap.select_top_fraction(s, self.fraction), scores)
-        sort = _compiled(jnp.sort, vector)
-        top_k = _compiled(lambda v: jax.lax.top_k(v, count), vector)
-        seconds = _in_turn(
+        select = compiled(lambda s: sap.select_top_fraction(s, self.fraction), scores)[0]
+        sort = compiled(jnp.sort, vector)[0]
+        top_k = compiled(lambda v: jax.lax.top_k(v, count), vector)[0]
+        seconds = in_turn(
             {
                 "select_top_fraction": lambda: select(scores),
                 "jnp.sort": lambda: sort(vector),
                 "lax.top_k": lambda: top_k(vector),
                 "np.partition": lambda: np.partition(plain, plain.size - count),
             },
-            {"jnp.sort": -(-self.repeats // 3), "lax.top_k": -(-self.repeats // 3)},
             self.repeats,
             report,
+            {"jnp.sort": -(-self.repeats // 3), "lax.top_k": -(-self.repeats // 3)},
         )
         extra = {
             "select_top_fraction": _extra_bytes(select),
@@ -92,7 +103,7 @@ class Selection:
 
     def _steps(self, params: list[jax.Array], report: Callable[[str], None]) -> Any:
         """An Adam step on the selected entries with dense and with packed state."""
-        mask = _compiled(lambda s: sap.select_top_fraction(s, self.fraction), params)(params)
+        mask = compiled(lambda s: sap.select_top_fraction(s, self.fraction), params)[0](params)
         count = int(sap.mask_count(mask))
         wrappers = {
             "selective(adam)": sap.selective,
@@ -108,10 +119,10 @@ class Selection:
         num_bytes = sum(leaf.nbytes for leaf in params)
         for method, wrap in wrappers.items():
             state = jax.jit(lambda p, m, wrap=wrap: wrap(optax.adam(1e-3), m).init(p))(params, mask)
-            compiled = _compiled(functools.partial(step, wrap), params, mask, state)
-            works[method] = functools.partial(compiled, params, mask, state)
+            program = compiled(functools.partial(step, wrap), params, mask, state)[0]
+            works[method] = functools.partial(program, params, mask, state)
             shares[method] = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / num_bytes
-        for method, runs in _in_turn(works, {}, self.repeats, report).items():
+        for method, runs in in_turn(works, self.repeats, report).items():
             yield _row("step", method, runs, shares[method], "of the parameters, as state")
 
     def _files(self, scores: list[jax.Array], report: Callable[[str], None]) -> Any:
@@ -123,36 +134,13 @@ class Selection:
                 "save_mask": lambda: sap.save_mask(path, mask),
                 "load_mask": lambda: sap.load_mask(path, scores),
             }
-            for method, runs in _in_turn(works, {}, 1, report).items():
+            for method, runs in in_turn(works, 1, report).items():
                 share = path.stat().st_size / (sum(leaf.nbytes for leaf in scores))
                 yield _row("file", method, runs, share, "of the scores, on disk")
 
 
-def _compiled(fn: Callable[..., Any], *args: Any) -> Any:
-    return jax.jit(fn).lower(*args).compile()
-
-
-def _extra_bytes(compiled: Any) -> int:
-    memory = compiled.memory_analysis()
-    return memory.temp_size_in_bytes + memory.output_size_in_bytes
-
-
-def _in_turn(
-    works: dict[str, Callable[[], Any]],
-    fewer: dict[str, int],
-    repeats: int,
-    report: Callable[[str], None],
-) -> dict[str, list[float]]:
-    """Seconds of each run, the contenders one after the other in every round."""
-    seconds: dict[str, list[float]] = {method: [] for method in works}
-    for repeat in range(repeats):
-        for method, work in works.items():
-            if repeat < fewer.get(method, repeats):
-                report(f"{method}, run {repeat + 1}")
-                start = time.perf_counter()
-                jax.block_until_ready(work())
-                seconds[method].append(time.perf_counter() - start)
-    return seconds
+def _extra_bytes(program: Any) -> int:
+    return temporary_bytes(program) + program.memory_analysis().output_size_in_bytes
 
 
 def _row(task: str, method: str, seconds: list[float], share: float, of: str) -> dict[str, Any]:
@@ -166,14 +154,65 @@ def _row(task: str, method: str, seconds: list[float], share: float, of: str) ->
     }
 
 
+HEADINGS = ("task", "method", "seconds", "times the first", "memory", "")
+
+
+def _cells(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The medians, each over that of the first method of its task and seed."""
+    first = {(row["seed"], row["task"]): row for row in reversed(rows)}
+    return [
+        (
+            row["task"],
+            row["method"],
+            f"{row['seconds']:.3f}",
+            f"{row['seconds'] / first[row['seed'], row['task']]['seconds']:.2f}",
+            f"{row['memory']:.3f}",
+            row["memory_of"],
+        )
+        for row in rows
+    ]
+
+
 def _table(rows: list[dict[str, Any]]) -> Table:
-    """The medians, each over that of the first method of its task."""
-    first = {row["task"]: row for row in reversed(rows)}
     table = Table(title=f"Selection, {rows[0]['entries']:,} entries", box=box.SIMPLE)
-    for name in ("method", "seconds", "times the first", "memory", ""):
-        table.add_column(name, justify="left" if name in ("method", "") else "right")
-    for row in rows:
-        ratio = row["seconds"] / first[row["task"]]["seconds"]
-        cells = f"{row['seconds']:.3f}", f"{ratio:.2f}", f"{row['memory']:.3f}", row["memory_of"]
-        table.add_row(row["method"], *cells)
+    for i, name in enumerate(HEADINGS):
+        table.add_column(name, justify="right" if 2 <= i <= 4 else "left")
+    for cells in _cells(rows):
+        table.add_row(*cells)
     return table
+
+
+def _report(rows: list[dict[str, Any]]) -> str:
+    parts = [
+        f"# Selection from {rows[0]['entries']:,} scores",
+        "Median seconds, the contenders of a task timed in turn in one process. Sorting and "
+        "`top_k` get the scores as one vector, the selection gets them in ten leaves.",
+        "![selection](selection.png)",
+        markdown_table(HEADINGS, _cells(rows)),
+        f"Command: `{command_line()}`, jax {jax.__version__}, on {jax.devices()[0].device_kind}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Seconds of each contender, on a logarithmic axis, a panel for each task."""
+    rows = [row for row in rows if row["seed"] == 0]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    title = f"Selection from {rows[0]['entries']:,} scores"
+    with figure(path, (9, 5), title, "Seconds, median; ours in orange") as canvas:
+        counts = [sum(row["task"] == task for row in rows) for task in tasks]
+        axes = canvas.subplots(len(tasks), 1, height_ratios=counts, squeeze=False, sharex=True)
+        for ax, task in zip(axes[:, 0], tasks, strict=True):
+            bars = [row for row in rows if row["task"] == task][::-1]
+            names = [row["method"] for row in bars]
+            ours = [not name.startswith(("jnp", "lax", "np.")) for name in names]
+            seconds = [row["seconds"] for row in bars]
+            colours = ["#D55E00" if own else "#7F8C99" for own in ours]
+            ax.barh(names, seconds, color=colours, height=0.6)
+            for name, value in zip(names, seconds, strict=True):
+                ax.text(value * 1.06, name, f"{value:.2f}", va="center", color=INK)
+            ax.set(xscale="log", title=task)
+            ax.tick_params(axis="y", labelcolor=INK, length=0)
+            ax.grid(axis="x", color=FAINT)
+            ax.set_axisbelow(True)
+        axes[-1, 0].set_xlabel("seconds", color=MUTED)

@@ -1,8 +1,6 @@
 """`python -m benchmarks unlearn`: the main job, from poisoned data to evidence."""
 
 import dataclasses
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from benchmarks.experiment import compare, count_work
 from benchmarks.output import result_folder, write_jsonl
 from benchmarks.plots import draw_all
 from benchmarks.report import write_report
-from benchmarks.settings import Settings
+from benchmarks.settings import Settings, command_line
 from benchmarks.summary import summarise
 from benchmarks.tables import rich_table
 
@@ -57,7 +55,7 @@ class Unlearn(Settings):
             write_jsonl(folder / "results.jsonl", comparison.rows)
             write_jsonl(folder / "tuning.jsonl", [t._asdict() for t in comparison.trials])
             pictures = draw_all(folder, lines, comparison.masks, comparison.case)
-            write_report(folder, comparison, pictures, _command())
+            write_report(folder, comparison, pictures, command_line())
         title = f"{self.dataset}, {self.scenario}, {comparison.case.model.description}"
         console.print(rich_table(title, lines))
         console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
@@ -84,7 +82,3 @@ def _progress(console: Console) -> Progress:
         console=console,
         transient=True,
     )
-
-
-def _command() -> str:
-    return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])

@@ -1,0 +1,40 @@
+"""Seconds measured side by side, and what compiled programs hold."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+
+def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """`fn` compiled for these arguments, and the seconds that took."""
+    start = time.perf_counter()
+    program = jax.jit(fn).lower(*args).compile()
+    return program, time.perf_counter() - start
+
+
+def temporary_bytes(program: Any) -> int:
+    """What a compiled program holds beside its arguments and results."""
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def in_turn(
+    works: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    report: Callable[[str], None],
+    fewer: Mapping[str, int] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of each run, the contenders one after the other in every round.
+
+    `fewer` names contenders that run less often; `report` is told what is being measured.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats):
+        for name, work in works.items():
+            if repeat < (fewer or {}).get(name, repeats):
+                report(f"{name}, run {repeat + 1}")
+                start = time.perf_counter()
+                jax.block_until_ready(work())
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
