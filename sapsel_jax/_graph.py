@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core
 
 MAX_UNROLL = 32
@@ -315,6 +316,9 @@ def _split(items: list[int], *lengths: int) -> list[list[int]]:
 
 def _apply(jaxpr: Any, eqn: Any) -> Callable[..., Sequence[Any]]:
     """The operation of an equation as a function, custom derivative rules included."""
+    if eqn.primitive.name == "dot_general":
+        shapes = [atom.aval.shape for atom in eqn.invars]
+        return functools.partial(_dot_general, shapes, eqn.outvars[0].aval.shape, eqn.params)
     variables = [atom for atom in eqn.invars if not isinstance(atom, core.Literal)]
     first = [variables.index(var) == i for i, var in enumerate(variables)]
     alone = jaxpr.replace(
@@ -331,6 +335,31 @@ def _apply(jaxpr: Any, eqn: Any) -> Callable[..., Sequence[Any]]:
         return fn(*(x for x, keep in zip(arguments, first, strict=True) if keep))
 
     return apply
+
+
+def _dot_general(
+    shapes: Sequence[tuple[int, ...]],
+    out_shape: tuple[int, ...],
+    params: dict[str, Any],
+    lhs: jax.Array,
+    rhs: jax.Array,
+) -> Sequence[Any]:
+    """`lax.dot_general` without the free axes of length 1, which XLA copies arrays for."""
+    contracted, batch = params["dimension_numbers"]
+    operands, numbers = [], []
+    for side, x in enumerate((lhs, rhs)):
+        bound = (*contracted[side], *batch[side])
+        kept = [a for a, size in enumerate(shapes[side]) if a in bound or size != 1]
+        operands.append(x.reshape([shapes[side][a] for a in kept]))
+        numbers.append([tuple(kept.index(a) for a in axes[side]) for axes in (contracted, batch)])
+    (lhs_contracted, lhs_batch), (rhs_contracted, rhs_batch) = numbers
+    out = lax.dot_general(
+        *operands,
+        ((lhs_contracted, rhs_contracted), (lhs_batch, rhs_batch)),
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+    )
+    return [out.reshape(out_shape)]
 
 
 def _broadcast_to(shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...]) -> bool:
