@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from sapsel_jax._graph import CALLS, PASSING, ZERO_DERIVATIVE, Graph, Node, restrict
+from sapsel_jax._equations import CALLS, PASSING, ZERO_DERIVATIVE
+from sapsel_jax._graph import Graph, Node, restrict
 
 LINEAR = PASSING | {
     "reshape",

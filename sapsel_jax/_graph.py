@@ -13,55 +13,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend import core
+
+from sapsel_jax._equations import (
+    CALLS,
+    ZERO_DERIVATIVE,
+    as_function,
+    broadcasts_to,
+    is_elementwise,
+    open_jaxpr,
+)
 
 MAX_UNROLL = 32
 """Scans over at most so many steps are unrolled; a longer one stays a single operation."""
-
-CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
-ZERO_DERIVATIVE = {"stop_gradient", "sign", "floor", "ceil", "round"}
-PASSING = {"add", "sub", "add_any", "neg", "convert_element_type", "copy", "copy_p"}
-ELEMENTWISE = PASSING | {
-    "mul",
-    "div",
-    "max",
-    "min",
-    "select_n",
-    "clamp",
-    "exp",
-    "exp2",
-    "log",
-    "log1p",
-    "expm1",
-    "tanh",
-    "logistic",
-    "erf",
-    "erfc",
-    "erf_inv",
-    "sin",
-    "cos",
-    "tan",
-    "asin",
-    "acos",
-    "atan",
-    "sinh",
-    "cosh",
-    "asinh",
-    "acosh",
-    "atanh",
-    "atan2",
-    "lgamma",
-    "digamma",
-    "integer_pow",
-    "pow",
-    "sqrt",
-    "rsqrt",
-    "cbrt",
-    "square",
-    "abs",
-    "reduce_precision",
-}
 
 Values = dict[int, Any]
 
@@ -266,16 +230,15 @@ class _Builder:
         name = eqn.primitive.name
         body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
         if name in CALLS and body is not None:
-            return self.inline(*_open(body), ins)
+            return self.inline(*open_jaxpr(body), ins)
         depends = any(self.sources[var] for var in ins)
         if name == "scan" and depends and eqn.params["length"] <= MAX_UNROLL:
             return self.unroll(eqn.params, ins, [var.aval for var in eqn.outvars])
         outs = [self.new(var.aval) for var in eqn.outvars]
         shapes = [self.avals[var].shape for var in ins]
-        elementwise = _is_elementwise(eqn) and _broadcast_to(shapes, self.avals[outs[0]].shape)
-        self.add(
-            Node(name, tuple(ins), tuple(outs), _apply(jaxpr, eqn), dict(eqn.params), elementwise)
-        )
+        elementwise = is_elementwise(eqn) and broadcasts_to(shapes, self.avals[outs[0]].shape)
+        apply = as_function(jaxpr, eqn)
+        self.add(Node(name, tuple(ins), tuple(outs), apply, dict(eqn.params), elementwise))
         return outs
 
     def unroll(self, params: dict[str, Any], ins: list[int], out_avals: list[Any]) -> list[int]:
@@ -285,7 +248,7 @@ class _Builder:
         length, results = params["length"], {}
         for step in range(length)[:: -1 if params["reverse"] else 1]:
             slices = [self.slice(var, step) for var in stacked]
-            outs = self.inline(*_open(params["jaxpr"]), [*consts, *carry, *slices])
+            outs = self.inline(*open_jaxpr(params["jaxpr"]), [*consts, *carry, *slices])
             carry, results[step] = outs[:num_carry], outs[num_carry:]
         stacks = []
         for position, aval in enumerate(out_avals[num_carry:]):
@@ -302,84 +265,12 @@ class _Builder:
         return out
 
 
-def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, ())
-
-
 def _split(items: list[int], *lengths: int) -> list[list[int]]:
     parts = []
     for length in lengths:
         parts.append(items[:length])
         items = items[length:]
     return [*parts, items]
-
-
-def _apply(jaxpr: Any, eqn: Any) -> Callable[..., Sequence[Any]]:
-    """The operation of an equation as a function, custom derivative rules included."""
-    if eqn.primitive.name == "dot_general":
-        shapes = [atom.aval.shape for atom in eqn.invars]
-        return functools.partial(_dot_general, shapes, eqn.outvars[0].aval.shape, eqn.params)
-    variables = [atom for atom in eqn.invars if not isinstance(atom, core.Literal)]
-    first = [variables.index(var) == i for i, var in enumerate(variables)]
-    alone = jaxpr.replace(
-        constvars=(),
-        invars=[var for var, keep in zip(variables, first, strict=True) if keep],
-        outvars=eqn.outvars,
-        eqns=[eqn],
-    )
-    fn = core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))
-    literal = [isinstance(atom, core.Literal) for atom in eqn.invars]
-
-    def apply(*values: Any) -> Sequence[Any]:
-        arguments = [x for x, fixed in zip(values, literal, strict=True) if not fixed]
-        return fn(*(x for x, keep in zip(arguments, first, strict=True) if keep))
-
-    return apply
-
-
-def _dot_general(
-    shapes: Sequence[tuple[int, ...]],
-    out_shape: tuple[int, ...],
-    params: dict[str, Any],
-    lhs: jax.Array,
-    rhs: jax.Array,
-) -> Sequence[Any]:
-    """`lax.dot_general` without the free axes of length 1, which XLA copies arrays for."""
-    contracted, batch = params["dimension_numbers"]
-    operands, numbers = [], []
-    for side, x in enumerate((lhs, rhs)):
-        bound = (*contracted[side], *batch[side])
-        kept = [a for a, size in enumerate(shapes[side]) if a in bound or size != 1]
-        operands.append(x.reshape([shapes[side][a] for a in kept]))
-        numbers.append([tuple(kept.index(a) for a in axes[side]) for axes in (contracted, batch)])
-    (lhs_contracted, lhs_batch), (rhs_contracted, rhs_batch) = numbers
-    out = lax.dot_general(
-        *operands,
-        ((lhs_contracted, rhs_contracted), (lhs_batch, rhs_batch)),
-        precision=params["precision"],
-        preferred_element_type=params["preferred_element_type"],
-    )
-    return [out.reshape(out_shape)]
-
-
-def _broadcast_to(shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...]) -> bool:
-    """Whether all are scalars or, axis by axis, of length 1 or that of `shape`."""
-    return all(
-        not s or (len(s) == len(shape) and all(a in (1, b) for a, b in zip(s, shape, strict=True)))
-        for s in shapes
-    )
-
-
-def _is_elementwise(eqn: Any) -> bool:
-    name = eqn.primitive.name
-    if len(eqn.outvars) != 1:
-        return False
-    if name in CALLS or name == "custom_jvp_call":
-        body, _ = _open(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
-        return all(_is_elementwise(inner) for inner in body.eqns)
-    if eqn.outvars[0].aval.dtype == jnp.bool_:
-        return name in {"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "is_finite"}
-    return name in ELEMENTWISE or name in ZERO_DERIVATIVE
 
 
 def _join_elementwise(graph: Graph) -> list[Node]:

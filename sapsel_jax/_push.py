@@ -15,7 +15,8 @@ from sapsel_jax._accumulate import wide_dtype
 from sapsel_jax._affine import is_affine
 from sapsel_jax._axes import axes_kept
 from sapsel_jax._convolutions import is_kernel, push_kernel
-from sapsel_jax._graph import PASSING, Graph, Node, Values, restrict
+from sapsel_jax._equations import PASSING
+from sapsel_jax._graph import Graph, Node, Values, restrict
 from sapsel_jax._tangents import Label, Tangent, Tangents, align, contract, placed, untie
 
 

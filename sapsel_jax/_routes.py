@@ -12,7 +12,8 @@ from typing import Literal
 
 from sapsel_jax._affine import has_forward_rule, is_affine
 from sapsel_jax._axes import axes_kept
-from sapsel_jax._graph import PASSING, Graph, Node
+from sapsel_jax._equations import PASSING
+from sapsel_jax._graph import Graph, Node
 from sapsel_jax._lifts import Structure, structure
 from sapsel_jax._sites import Use, find_uses
 from sapsel_jax._tangents import Label, Tangent, labels_of, unit_tangents
