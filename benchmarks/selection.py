@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 import sapsel_jax as sap
@@ -21,7 +20,7 @@ from benchmarks.errors import check_at_least, check_share
 from benchmarks.output import result_folder, write_jsonl
 from benchmarks.page import write_page
 from benchmarks.settings import command_line
-from benchmarks.tables import markdown_table
+from benchmarks.tables import markdown_table, wide_console
 from benchmarks.timing import compiled, in_turn, temporary_bytes
 
 NUM_LEAVES = 10
@@ -47,7 +46,7 @@ class Selection:
 
     def run(self) -> None:
         """Measures everything and prints a table."""
-        console = Console()
+        console = wide_console()
         output = self.output or Path("results", "selection")
         with result_folder(output) as folder:
             with console.status("Measuring") as status:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 import sapsel_jax as sap
@@ -21,7 +20,7 @@ from benchmarks.errors import UsageError, check_at_least
 from benchmarks.output import result_folder, write_jsonl
 from benchmarks.page import write_page
 from benchmarks.settings import command_line
-from benchmarks.tables import markdown_table
+from benchmarks.tables import markdown_table, wide_console
 from benchmarks.timing import compiled, in_turn, temporary_bytes
 
 CHECKED = 12
@@ -53,7 +52,7 @@ class Speed:
         """Measures everything, prints a table and leaves a folder."""
         check_at_least("repeats", self.repeats, 1)
         check_at_least("seeds", self.seeds, 1)
-        console = Console()
+        console = wide_console()
         output = self.output or Path("results", "speed")
         with result_folder(output) as folder:
             with console.status("Measuring") as status:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.metrics import Interval
@@ -13,6 +14,8 @@ TITLES = {
     "first_order": "First-order update",
     "iterative": "Iterative update",
 }
+MIN_WIDTH = 170
+"""Columns of a table where the output is no terminal."""
 NONE = "-"
 
 
@@ -108,3 +111,9 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     """A table in Markdown, its first column to the left and the others to the right."""
     rule = [":---", *["---:"] * (len(columns) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [columns, rule, *rows])
+
+
+def wide_console() -> Console:
+    """A console that does not squeeze tables where its output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, MIN_WIDTH))

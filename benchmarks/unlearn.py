@@ -13,10 +13,7 @@ from benchmarks.plots import draw_all
 from benchmarks.report import write_report
 from benchmarks.settings import Settings, command_line
 from benchmarks.summary import summarise
-from benchmarks.tables import rich_table
-
-MIN_WIDTH = 170
-"""Columns of the table where the output is no terminal."""
+from benchmarks.tables import rich_table, wide_console
 
 
 @dataclass(frozen=True)
@@ -33,9 +30,7 @@ class Unlearn(Settings):
         """Runs the comparison; prints a table and leaves a folder."""
         self.check()
         settings = self._settings()
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=max(console.width, MIN_WIDTH))
+        console = wide_console()
         output = self.output or Path(
             "results", f"unlearn-{self.dataset}-{self.scenario}-{self.model}"
         )

@@ -53,7 +53,7 @@ def exact_diagonal(
     Source: the quantity that parameters are selected by in Malekmohammadi, Lee, Xiong,
       "Sharpness-Aware Parameter Selection for Machine Unlearning" (arXiv 2504.06398). The routes
       follow from the second-order chain rule; rows for piecewise affine networks as in
-      F. Dangel, F. Kunstner, P. Hennig, "BackPACK" (arXiv 1912.10985), appendix A.
+      F. Dangel, F. Kunstner, P. Hennig, "BackPACK" (arXiv 1912.10985).
 
     Example:
       >>> import jax.numpy as jnp

@@ -18,15 +18,41 @@ def estimators():
     """Every per-example diagonal in one calling form, with the same key."""
     key = jax.random.key(3)
 
-    def hutchinson(loss_fn, **options):
-        diagonal = sap.hutchinson_diagonal(loss_fn, num_probes=2, **options)
+    def keyed(make, **fixed):
+        def estimator(loss_fn, **options):
+            diagonal = make(loss_fn, **fixed, **options)
+            return lambda params, batch, *args, **rest: diagonal(params, batch, key, *args, **rest)
+
+        return estimator
+
+    def through_outputs(make):
+        # The loss is the output, so that J² is what Gauss-Newton comes to.
+        return lambda loss_fn, **options: make(loss_fn, lambda y, e: 0.5 * y**2, **options)
+
+    return {
+        "exact": sap.exact_diagonal,
+        "hutchinson": keyed(sap.hutchinson_diagonal, num_probes=2),
+        "fisher": sap.empirical_fisher_diagonal,
+        "gauss_newton": through_outputs(sap.gauss_newton_diagonal),
+        "sampled": through_outputs(keyed_through(sap.sampled_gauss_newton_diagonal, key)),
+    }
+
+
+def keyed_through(make, key):
+    def estimator(model_fn, output_loss_fn, **options):
+        diagonal = make(model_fn, output_loss_fn, **options)
         return lambda params, batch, *args, **rest: diagonal(params, batch, key, *args, **rest)
 
-    return {"exact": sap.exact_diagonal, "hutchinson": hutchinson}
+    return estimator
+
+
+@pytest.fixture(params=["exact", "hutchinson", "fisher", "gauss_newton", "sampled"])
+def estimator(request):
+    return estimators()[request.param]
 
 
 @pytest.fixture(params=["exact", "hutchinson"])
-def estimator(request):
+def hessian_estimator(request):
     return estimators()[request.param]
 
 
@@ -141,16 +167,16 @@ def test_weights_pick_examples():
     chex.assert_trees_all_close(got, diagonal(params, twice), rtol=1e-5, atol=1e-6)
 
 
-def test_further_arguments_are_passed_through(estimator):
+def test_further_arguments_are_passed_through(hessian_estimator):
     def loss_fn(w, x, scale, offset):
         return scale["s"] * jnp.cosh(jnp.vdot(w, x)) + offset
 
     params, batch = jnp.array([0.1, 0.2]), jnp.eye(2)
-    got = estimator(loss_fn)(params, batch, {"s": jnp.asarray(3.0)}, 1.0)
+    got = hessian_estimator(loss_fn)(params, batch, {"s": jnp.asarray(3.0)}, 1.0)
     np.testing.assert_allclose(got, 1.5 * np.cosh([0.1, 0.2]), rtol=1e-5)
 
 
-def test_batches_may_hold_integers_and_random_keys(estimator):
+def test_batches_may_hold_integers_and_random_keys(hessian_estimator):
     def loss_fn(w, example):
         keep = jax.random.bernoulli(example["key"], 0.5, w.shape)
         return jnp.sum(jnp.where(keep, w**2, 0.0)) * example["count"]
@@ -160,10 +186,10 @@ def test_batches_may_hold_integers_and_random_keys(estimator):
     kept = jax.vmap(lambda k: jax.random.bernoulli(k, 0.5, (4,)))(keys)
     want = (2.0 * kept * jnp.arange(5)[:, None]).mean(0)
     for options in ({}, {"microbatch": 2}):
-        np.testing.assert_allclose(estimator(loss_fn, **options)(jnp.ones(4), batch), want)
+        np.testing.assert_allclose(hessian_estimator(loss_fn, **options)(jnp.ones(4), batch), want)
     raw = {"key": jax.random.key_data(keys), "count": jnp.arange(5)}
     typed = lambda w, e: loss_fn(w, e | {"key": jax.random.wrap_key_data(e["key"])})
-    np.testing.assert_allclose(estimator(typed)(jnp.ones(4), raw), want)
+    np.testing.assert_allclose(hessian_estimator(typed)(jnp.ones(4), raw), want)
 
 
 def test_low_precision_parameters_give_float32_diagonals(estimator):
@@ -262,3 +288,23 @@ def test_bad_batches(estimator, batch, options, error):
 def test_bad_options_are_refused_when_the_function_is_made(make, kind, error):
     with pytest.raises(kind, match=error):
         make()
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_every_diagonal_lowers_for_accelerators(estimator, platform):
+    loss_fn, params, batch = mlp()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, batch))
+    jax.export.export(jax.jit(estimator(loss_fn, microbatch=3)), platforms=[platform])(*shapes)
+
+
+def test_examples_over_eight_devices_give_the_same(estimator):
+    loss_fn, params, batch = mlp()
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), batch)
+    whole = jax.jit(estimator(loss_fn))(params, batch)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    spread = jax.jit(estimator(loss_fn))(
+        jax.device_put(params, everywhere), jax.device_put(batch, rows)
+    )
+    chex.assert_trees_all_close(spread, whole, rtol=2e-5, atol=1e-6)
