@@ -243,12 +243,19 @@ class _Builder:
 
     def unroll(self, params: dict[str, Any], ins: list[int], out_avals: list[Any]) -> list[int]:
         """The steps of a scan one after the other; slices of its inputs are `scan_slice` nodes."""
-        num_consts, num_carry = params["num_consts"], params["num_carry"]
-        consts, carry, stacked = _split(ins, num_consts, num_carry)
+        body, values = open_jaxpr(params["jaxpr"])
+        # What is stacked has one axis more outside the body than inside it.
+        inner_ranks = [len(var.aval.shape) for var in body.invars]
+        outer_ranks = [len(self.avals[var].shape) for var in ins]
+        num_stacked = sum(a != b for a, b in zip(inner_ranks, outer_ranks, strict=True))
+        num_carry = sum(
+            len(a.shape) == len(b.aval.shape) for a, b in zip(out_avals, body.outvars, strict=True)
+        )
+        consts, carry, stacked = _split(ins, len(ins) - num_carry - num_stacked, num_carry)
         length, results = params["length"], {}
         for step in range(length)[:: -1 if params["reverse"] else 1]:
             slices = [self.slice(var, step) for var in stacked]
-            outs = self.inline(*open_jaxpr(params["jaxpr"]), [*consts, *carry, *slices])
+            outs = self.inline(body, values, [*consts, *carry, *slices])
             carry, results[step] = outs[:num_carry], outs[num_carry:]
         stacks = []
         for position, aval in enumerate(out_avals[num_carry:]):
