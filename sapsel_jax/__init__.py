@@ -3,13 +3,16 @@
 from sapsel_jax._basis import basis_diagonal, probe_diagonal
 from sapsel_jax._exact import exact_diagonal
 from sapsel_jax._explain import Plan, explain
+from sapsel_jax._first_order import first_order_update
 from sapsel_jax._gauss_newton import (
     empirical_fisher_diagonal,
     gauss_newton_diagonal,
     is_piecewise_affine,
     sampled_gauss_newton_diagonal,
 )
+from sapsel_jax._gradients import gradient_change
 from sapsel_jax._hutchinson import hutchinson_diagonal
+from sapsel_jax._iterative import iterative_update
 from sapsel_jax._masks import (
     describe_mask,
     load_mask,
@@ -41,10 +44,11 @@ from sapsel_jax._selection import (
     select_top_fraction_per_leaf,
     select_top_units,
 )
+from sapsel_jax._streaming import MeanState, mean_finalize, mean_init, mean_update
 from sapsel_jax._transforms import selective, selective_packed
-from sapsel_jax._updates import first_order_update, iterative_update
 
 __all__ = [
+    "MeanState",
     "Plan",
     "basis_diagonal",
     "count_nonfinite",
@@ -54,6 +58,7 @@ __all__ = [
     "explain",
     "first_order_update",
     "gauss_newton_diagonal",
+    "gradient_change",
     "hutchinson_diagonal",
     "is_piecewise_affine",
     "iterative_update",
@@ -64,6 +69,9 @@ __all__ = [
     "mask_intersection",
     "mask_overlap",
     "mask_union",
+    "mean_finalize",
+    "mean_init",
+    "mean_update",
     "probe_diagonal",
     "sampled_gauss_newton_diagonal",
     "save_mask",
