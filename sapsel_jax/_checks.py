@@ -94,6 +94,13 @@ def check_bool_leaves(name: str, mask: Any) -> None:
             raise TypeError(f"`{name}` must hold bool arrays; {where} has dtype {dtype}.")
 
 
+def check_arrays(name: str, tree: Any) -> None:
+    """A pytree of arrays, not of random keys."""
+    for where, dtype in _leaf_dtypes(name, tree):
+        if jnp.issubdtype(dtype, jax.dtypes.extended):
+            raise TypeError(f"`{name}` must hold arrays of numbers; {where} has dtype {dtype}.")
+
+
 def _leaf_dtypes(name: str, tree: Any) -> Iterator[tuple[str, Any]]:
     for path, leaf in tree_flatten_with_path(tree)[0]:
         try:
