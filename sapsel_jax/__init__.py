@@ -64,6 +64,7 @@ from sapsel_jax._solvers import (
 )
 from sapsel_jax._streaming import MeanState, mean_finalize, mean_init, mean_update
 from sapsel_jax._transforms import selective, selective_packed
+from sapsel_jax._unlearn import Unlearned, unlearn, with_first_order, with_iteration
 
 __all__ = [
     "Certificate",
@@ -73,6 +74,7 @@ __all__ = [
     "Reason",
     "Solution",
     "System",
+    "Unlearned",
     "apply_patch",
     "basis_diagonal",
     "conjugate_gradient",
@@ -125,4 +127,7 @@ __all__ = [
     "select_top_units",
     "selective",
     "selective_packed",
+    "unlearn",
+    "with_first_order",
+    "with_iteration",
 ]

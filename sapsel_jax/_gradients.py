@@ -99,3 +99,23 @@ def gradient_sum(
 def widen(tree: Any) -> Any:
     """The same numbers in float32 or wider."""
     return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(jnp.result_type(x))), tree)
+
+
+def loss_change(
+    loss_fn: LossFn,
+    before: Params,
+    after: Params,
+    data: Batch,
+    microbatch: int | None,
+    args: tuple[Any, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """The change of the mean loss, summed up from that of each example, and its size before."""
+
+    def chunk_sum(chunk: Batch) -> tuple[jax.Array, jax.Array]:
+        losses = lambda p: widen(jax.vmap(lambda example: loss_fn(p, example, *args))(chunk))
+        old, new = losses(before), losses(after)
+        return jnp.sum(new - old), jnp.sum(jnp.abs(old))
+
+    num_data = batch_size("data", data)
+    total = sum_over_examples(chunk_sum, data, num_data, microbatch)
+    return total[0] / num_data, total[1] / num_data

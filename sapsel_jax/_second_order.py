@@ -8,13 +8,18 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sapsel_jax._accumulate import sum_over_examples
 from sapsel_jax._certificates import Certificate, Reason
 from sapsel_jax._checks import batch_size, check_count, check_positive
 from sapsel_jax._exact import exact_diagonal
 from sapsel_jax._first_order import check_update, is_finite, keep_unselected
 from sapsel_jax._gauss_newton import gauss_newton_diagonal
-from sapsel_jax._gradients import check_corrections, gradient_change, gradient_sum, widen
+from sapsel_jax._gradients import (
+    check_corrections,
+    gradient_change,
+    gradient_sum,
+    loss_change,
+    widen,
+)
 from sapsel_jax._operators import (
     Product,
     gauss_newton_product,
@@ -180,7 +185,7 @@ def second_order_update(
         moved = keep_unselected(
             state.params, optax.tree.add(state.params, step), whole, jnp.bool_(True)
         )
-        rise, level = _loss_change(loss_fn, state.params, moved, data, microbatch, args)
+        rise, level = loss_change(loss_fn, state.params, moved, data, microbatch, args)
         actual = rise - optax.tree.vdot(residual, _where(whole, step))
         slack = 4 * jnp.finfo(level.dtype).eps * jnp.abs(level)
         rounded = jax.tree.map(lambda p, m: m.astype(p.dtype), params, moved)
@@ -301,23 +306,3 @@ def _on_mask(product: Product, mask: Mask) -> Product:
 def _draw(data: Batch, num_data: int, key: jax.Array, count: int) -> Batch:
     rows = jax.random.randint(key, (count,), 0, num_data)
     return jax.tree.map(lambda x: jnp.asarray(x)[rows], data)
-
-
-def _loss_change(
-    loss_fn: LossFn,
-    before: Params,
-    after: Params,
-    data: Batch,
-    microbatch: int | None,
-    args: tuple[Any, ...],
-) -> tuple[jax.Array, jax.Array]:
-    """The change of the mean loss, summed up from that of each example, and its size before."""
-
-    def chunk_sum(chunk: Batch) -> tuple[jax.Array, jax.Array]:
-        losses = lambda p: widen(jax.vmap(lambda example: loss_fn(p, example, *args))(chunk))
-        old, new = losses(before), losses(after)
-        return jnp.sum(new - old), jnp.sum(jnp.abs(old))
-
-    num_data = batch_size("data", data)
-    total = sum_over_examples(chunk_sum, data, num_data, microbatch)
-    return total[0] / num_data, total[1] / num_data
