@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 T = TypeVar("T")
 
 
-def save_archive(path: str | os.PathLike[str], header: Any, **arrays: np.ndarray) -> None:
+def save_archive(path: str | os.PathLike[str], header: Any, **arrays: Any) -> None:
     """Writes beside the final place first, then renames."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")

@@ -97,8 +97,7 @@ def check_update(params: Params, mask: Mask | None) -> None:
 
 def is_finite(tree: Any, mask: Mask | None) -> jax.Array:
     """Whether every selected entry is finite."""
-    if mask is not None:
-        tree = jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), mask, tree)
+    tree = tree if mask is None else on_mask(tree, mask)
     return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
@@ -107,3 +106,8 @@ def keep_unselected(params: Params, moved: Params, mask: Mask | None, accept: ja
     if mask is None:
         return jax.tree.map(lambda old, new: jnp.where(accept, new, old), params, moved)
     return jax.tree.map(lambda m, old, new: jnp.where(m & accept, new, old), mask, params, moved)
+
+
+def on_mask(tree: Any, mask: Mask) -> Any:
+    """Zeros outside the mask, whatever was there."""
+    return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), mask, tree)

@@ -11,7 +11,7 @@ from jax import lax
 from sapsel_jax._certificates import Certificate, Reason
 from sapsel_jax._checks import batch_size, check_count, check_positive
 from sapsel_jax._exact import exact_diagonal
-from sapsel_jax._first_order import check_update, is_finite, keep_unselected
+from sapsel_jax._first_order import check_update, is_finite, keep_unselected, on_mask
 from sapsel_jax._gauss_newton import gauss_newton_diagonal
 from sapsel_jax._gradients import (
     check_corrections,
@@ -168,25 +168,25 @@ def second_order_update(
 
     def system_at(p: Params, slope: Params, strength: jax.Array) -> System:
         product = curvature.product(p, data)
-        sample = lambda key, count: _on_mask(
+        sample = lambda key, count: _restricted(
             curvature.product(p, _draw(data, num_data, key, count)), whole
         )
-        rhs = _where(whole, optax.tree.scale(-1, slope))
+        rhs = on_mask(optax.tree.scale(-1, slope), whole)
         diagonal = lambda: curvature.diagonal(p, data)
-        return System(_on_mask(product, whole), rhs, whole, strength, diagonal, sample)
+        return System(_restricted(product, whole), rhs, whole, strength, diagonal, sample)
 
     def attempt(state: _State) -> _State:
         slope = optax.tree.sub(gradient(state.params), residual)
         system = system_at(state.params, slope, state.damping)
         solution = solver(system)
         step = solution.x
-        curved = optax.tree.vdot(step, system.curvature(step))
-        predicted = optax.tree.vdot(slope, _where(whole, step)) + curved / 2
+        curved = jnp.asarray(optax.tree.vdot(step, system.curvature(step)))
+        predicted = jnp.asarray(optax.tree.vdot(slope, on_mask(step, whole))) + curved / 2
         moved = keep_unselected(
             state.params, optax.tree.add(state.params, step), whole, jnp.bool_(True)
         )
         rise, level = loss_change(loss_fn, state.params, moved, data, microbatch, args)
-        actual = rise - optax.tree.vdot(residual, _where(whole, step))
+        actual = rise - optax.tree.vdot(residual, on_mask(step, whole))
         slack = 4 * jnp.finfo(level.dtype).eps * jnp.abs(level)
         rounded = jax.tree.map(lambda p, m: m.astype(p.dtype), params, moved)
         finite = is_finite(rounded, whole) & jnp.isfinite(actual)
@@ -295,12 +295,8 @@ class _Curvature(NamedTuple):
         return optax.tree.add(diagonal, penalty)
 
 
-def _where(mask: Mask, tree: Params) -> Params:
-    return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), mask, tree)
-
-
-def _on_mask(product: Product, mask: Mask) -> Product:
-    return lambda v: _where(mask, product(_where(mask, v)))
+def _restricted(product: Product, mask: Mask) -> Product:
+    return lambda v: on_mask(product(on_mask(v, mask)), mask)
 
 
 def _draw(data: Batch, num_data: int, key: jax.Array, count: int) -> Batch:

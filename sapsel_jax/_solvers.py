@@ -103,7 +103,7 @@ def conjugate_gradient(*, tolerance: float = 1e-4, max_iterations: int = 250) ->
         def step(state: Any) -> Any:
             x, residual, direction, square, iterations, _ = state
             product = system.product(direction)
-            curvature = optax.tree.vdot(direction, product)
+            curvature = jnp.asarray(optax.tree.vdot(direction, product))
             usable = (curvature > 0) & jnp.isfinite(curvature)
             length = jnp.where(usable, square / curvature, 0)
             x = optax.tree.add_scale(x, length, direction)
@@ -119,7 +119,7 @@ def conjugate_gradient(*, tolerance: float = 1e-4, max_iterations: int = 250) ->
             reason = jnp.where(finite, reason, Reason.NOT_FINITE)
             return x, residual, direction, new_square, iterations + 1, reason.astype(jnp.int32)
 
-        square = optax.tree.norm(system.rhs, squared=True)
+        square = jnp.asarray(optax.tree.norm(system.rhs, squared=True))
         reason = jnp.where(square > 0, RUNNING, Reason.CONVERGED)
         reason = jnp.where(jnp.isfinite(square), reason, Reason.NOT_FINITE).astype(jnp.int32)
         start = (optax.tree.zeros_like(system.rhs), system.rhs, system.rhs, square)

@@ -12,7 +12,7 @@ import optax
 from sapsel_jax._certificates import Certificate, Reason
 from sapsel_jax._checks import batch_size, check_count, check_fraction, check_number
 from sapsel_jax._exact import exact_diagonal
-from sapsel_jax._first_order import first_order_update, is_finite, keep_unselected
+from sapsel_jax._first_order import first_order_update, is_finite, keep_unselected, on_mask
 from sapsel_jax._gradients import (
     check_corrections,
     gradient_change,
@@ -340,7 +340,7 @@ def _certified(
     """
     params = jax.tree.map(jnp.asarray, params)
     step = optax.tree.sub(widen(moved), widen(params))
-    step = step if mask is None else optax.tree.where(mask, step, optax.tree.zeros_like(step))
+    step = step if mask is None else on_mask(step, mask)
     num_data = batch_size("data", data)
     slope = optax.tree.scale(1 / num_data, gradient_sum(loss_fn, params, data, microbatch, args))
     change = slope if change is None else change

@@ -1,7 +1,9 @@
 """Streaming means: exact restarts, and no dependence on where a stream was cut."""
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ def values(seed, spread=1.0):
     }
 
 
-def stream(batches, update=UPDATE):
+def stream(batches, update: Callable[..., Any] = UPDATE):
     state = sap.mean_init(like())
     for value, count in batches:
         state = update(state, value, count)
