@@ -1,15 +1,19 @@
 """Machine unlearning by sharpness-aware parameter selection."""
 
 from sapsel_jax._basis import basis_diagonal, probe_diagonal
+from sapsel_jax._certificates import Certificate, Reason
 from sapsel_jax._exact import exact_diagonal
 from sapsel_jax._explain import Plan, explain
+from sapsel_jax._first_order import first_order_update
 from sapsel_jax._gauss_newton import (
     empirical_fisher_diagonal,
     gauss_newton_diagonal,
     is_piecewise_affine,
     sampled_gauss_newton_diagonal,
 )
+from sapsel_jax._gradients import gradient_change
 from sapsel_jax._hutchinson import hutchinson_diagonal
+from sapsel_jax._iterative import iterative_update
 from sapsel_jax._masks import (
     describe_mask,
     load_mask,
@@ -22,6 +26,14 @@ from sapsel_jax._masks import (
     save_mask,
 )
 from sapsel_jax._nonfinite import count_nonfinite
+from sapsel_jax._patches import (
+    Patch,
+    apply_patch,
+    load_patch,
+    make_patch,
+    revert_patch,
+    save_patch,
+)
 from sapsel_jax._scoring import (
     score_brain_damage,
     score_decrease,
@@ -33,6 +45,7 @@ from sapsel_jax._scoring import (
     score_saliency,
     score_sharpest,
 )
+from sapsel_jax._second_order import second_order_update
 from sapsel_jax._selection import (
     select_leaves,
     select_like,
@@ -41,32 +54,61 @@ from sapsel_jax._selection import (
     select_top_fraction_per_leaf,
     select_top_units,
 )
+from sapsel_jax._solvers import (
+    Solution,
+    System,
+    conjugate_gradient,
+    dense_solver,
+    diagonal_solver,
+    lissa,
+)
+from sapsel_jax._streaming import MeanState, mean_finalize, mean_init, mean_update
 from sapsel_jax._transforms import selective, selective_packed
-from sapsel_jax._updates import first_order_update, iterative_update
+from sapsel_jax._unlearn import Unlearned, unlearn, with_first_order, with_iteration
 
 __all__ = [
+    "Certificate",
+    "MeanState",
+    "Patch",
     "Plan",
+    "Reason",
+    "Solution",
+    "System",
+    "Unlearned",
+    "apply_patch",
     "basis_diagonal",
+    "conjugate_gradient",
     "count_nonfinite",
+    "dense_solver",
     "describe_mask",
+    "diagonal_solver",
     "empirical_fisher_diagonal",
     "exact_diagonal",
     "explain",
     "first_order_update",
     "gauss_newton_diagonal",
+    "gradient_change",
     "hutchinson_diagonal",
     "is_piecewise_affine",
     "iterative_update",
+    "lissa",
     "load_mask",
+    "load_patch",
+    "make_patch",
     "mask_complement",
     "mask_count",
     "mask_density",
     "mask_intersection",
     "mask_overlap",
     "mask_union",
+    "mean_finalize",
+    "mean_init",
+    "mean_update",
     "probe_diagonal",
+    "revert_patch",
     "sampled_gauss_newton_diagonal",
     "save_mask",
+    "save_patch",
     "score_brain_damage",
     "score_decrease",
     "score_fisher_ratio",
@@ -76,6 +118,7 @@ __all__ = [
     "score_random",
     "score_saliency",
     "score_sharpest",
+    "second_order_update",
     "select_leaves",
     "select_like",
     "select_top_count",
@@ -84,4 +127,7 @@ __all__ = [
     "select_top_units",
     "selective",
     "selective_packed",
+    "unlearn",
+    "with_first_order",
+    "with_iteration",
 ]

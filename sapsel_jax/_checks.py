@@ -50,14 +50,25 @@ def check_count(name: str, value: Any, *, minimum: int) -> None:
 
 def check_number(name: str, value: Any, *, minimum: float) -> None:
     """A finite number of at least `minimum`; traced numbers pass, their values cannot be seen."""
+    number = _number(name, value)
+    if number is not None and not (math.isfinite(number) and number >= minimum):
+        raise ValueError(f"`{name}` must be finite and at least {minimum:g}; got {number:g}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """A finite number above 0; traced numbers pass, their values cannot be seen."""
+    number = _number(name, value)
+    if number is not None and not (math.isfinite(number) and number > 0):
+        raise ValueError(f"`{name}` must be finite and above 0; got {number:g}.")
+
+
+def _number(name: str, value: Any) -> float | None:
     try:
-        number = float(value)
+        return float(value)
     except jax.errors.ConcretizationTypeError:
-        return
+        return None
     except (TypeError, ValueError):
         raise TypeError(f"`{name}` must be a number; got {type(value).__name__}.") from None
-    if not math.isfinite(number) or number < minimum:
-        raise ValueError(f"`{name}` must be finite and at least {minimum:g}; got {number:g}.")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -81,6 +92,13 @@ def check_bool_leaves(name: str, mask: Any) -> None:
     for where, dtype in _leaf_dtypes(name, mask):
         if dtype != jnp.bool_:
             raise TypeError(f"`{name}` must hold bool arrays; {where} has dtype {dtype}.")
+
+
+def check_arrays(name: str, tree: Any) -> None:
+    """A pytree of arrays, not of random keys."""
+    for where, dtype in _leaf_dtypes(name, tree):
+        if jnp.issubdtype(dtype, jax.dtypes.extended):
+            raise TypeError(f"`{name}` must hold arrays of numbers; {where} has dtype {dtype}.")
 
 
 def _leaf_dtypes(name: str, tree: Any) -> Iterator[tuple[str, Any]]:

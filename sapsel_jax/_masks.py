@@ -1,14 +1,11 @@
 """Masks as sets of parameters: algebra, counts, tables, files."""
 
-import json
 import os
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from sapsel_jax._checks import (
     check_bool_leaves,
@@ -17,6 +14,7 @@ from sapsel_jax._checks import (
     named_leaves,
     named_shapes,
 )
+from sapsel_jax._files import load_archive, placed, save_archive
 from sapsel_jax._types import Mask, Params
 
 FILE_KIND = "sapsel_jax mask 1"
@@ -226,16 +224,7 @@ def save_mask(path: str | os.PathLike[str], mask: Mask) -> None:
     leaves = [(name, np.asarray(leaf)) for name, leaf in named_leaves(mask)]
     header = {"kind": FILE_KIND, "leaves": [[name, list(leaf.shape)] for name, leaf in leaves]}
     bits = np.concatenate([np.packbits(leaf) for _, leaf in leaves] or [np.zeros(0, np.uint8)])
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, header=np.array(json.dumps(header)), bits=bits)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    save_archive(path, header, bits=bits)
 
 
 def load_mask(path: str | os.PathLike[str], like: Params) -> Mask:
@@ -262,36 +251,25 @@ def load_mask(path: str | os.PathLike[str], like: Params) -> Mask:
       Traceback (most recent call last):
       ValueError: `mask` and `like` must have the same structure; they first differ at 'kernel' ...
     """
-    with open(path, "rb") as file:
-        try:
-            saved, packed = _read(file)
-        except Exception as error:  # a damaged archive raises a dozen types
-            raise ValueError(
-                f"`path` must name a file that `save_mask` wrote; got {path}."
-            ) from error
+    saved, packed = load_archive(path, _read, saved_by="save_mask")
     check_same_leaves("mask", saved, "like", named_shapes(like))
     leaves, structure = jax.tree.flatten(like)
     return structure.unflatten(
-        _placed(np.unpackbits(bits, count=shape.size).reshape(shape.shape).astype(bool), leaf)
+        placed(np.unpackbits(bits, count=shape.size).reshape(shape.shape).astype(bool), leaf)
         for (_, shape), bits, leaf in zip(saved, packed, leaves, strict=True)
     )
 
 
-def _read(file: BinaryIO) -> tuple[list[tuple[str, jax.ShapeDtypeStruct]], list[np.ndarray]]:
+def _read(
+    header: Any, arrays: Any
+) -> tuple[list[tuple[str, jax.ShapeDtypeStruct]], list[np.ndarray]]:
     """The paths and shapes of a saved mask, and the packed bits of each leaf."""
-    with np.load(file, allow_pickle=False) as archive:
-        header, bits = json.loads(str(archive["header"])), archive["bits"]
+    bits = arrays["bits"]
     leaves = [(name, jax.ShapeDtypeStruct(shape, jnp.bool_)) for name, shape in header["leaves"]]
     ends = np.cumsum([-(-leaf.size // 8) for _, leaf in leaves], dtype=int)
     if header["kind"] != FILE_KIND or bits.dtype != np.uint8 or bits.shape != (sum(ends[-1:]),):
         raise ValueError("The contents do not fit together.")
     return leaves, np.split(bits, ends)[:-1]
-
-
-def _placed(selected: np.ndarray, like: Any) -> jax.Array:
-    """On the devices of `like`, where that is spread over a mesh."""
-    sharding = getattr(like, "sharding", None)
-    return jax.device_put(selected, sharding if isinstance(sharding, NamedSharding) else None)
 
 
 def _check_pair(a: Mask, b: Mask) -> None:

@@ -1,0 +1,54 @@
+"""What is known about an update: whether to trust it, and why not."""
+
+import enum
+from typing import NamedTuple
+
+import jax
+
+
+class Reason(enum.IntEnum):
+    """Why an update ended."""
+
+    CONVERGED = 0
+    """Every step was solved to its tolerance and did not raise the loss it was to lower."""
+    NO_CONVERGENCE = 1
+    """The solver ended above its tolerance."""
+    NEGATIVE_CURVATURE = 2
+    """Along some direction the damped curvature is not positive: there is no minimum to step to."""
+    NOT_FINITE = 3
+    """A gradient, a product or the new parameters were NaN or infinite."""
+    NO_CONTRACTION = 4
+    """The iteration of `lissa` grew: `scale` is too small for the curvature, or it is negative."""
+    NO_DECREASE = 5
+    """The step would have raised the loss that it was to lower."""
+
+
+class Certificate(NamedTuple):
+    """What an update knows about its result: a pytree of scalars.
+
+    The loss that a step is to lower is that of the corrected training set less the slope that the
+    original training had left, L(D~, θ) − ⟨∇L(D, θ₀), θ⟩. Where training had converged, this is
+    the corrected loss itself.
+
+    Attributes:
+      converged: bool; False means that the parameters are those of the last step that held, the
+        old ones where none did.
+      reason: int32, a `Reason`.
+      num_steps: int32, how many steps were taken.
+      iterations: int32, iterations of the solver, over all steps.
+      relative_residual: ‖(H + damping·I) s + g‖ / ‖g‖ of the last step s; NaN where nothing was
+        solved.
+      damping: of the last step, in units of the mean loss; what it was adapted to where that was
+        asked for. 0 where there is none.
+      predicted_change: what the steps taken were to change the loss by, to second order.
+      actual_change: what they changed it by.
+    """
+
+    converged: jax.Array
+    reason: jax.Array
+    num_steps: jax.Array
+    iterations: jax.Array
+    relative_residual: jax.Array
+    damping: jax.Array
+    predicted_change: jax.Array
+    actual_change: jax.Array

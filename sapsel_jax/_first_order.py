@@ -1,0 +1,113 @@
+"""The closed-form step, and what all updates do to parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sapsel_jax._checks import check_float_leaves, check_mask, check_number
+from sapsel_jax._gradients import gradient_change
+from sapsel_jax._transforms import selective
+from sapsel_jax._types import Batch, LossFn, Mask, Params
+
+
+def first_order_update(
+    loss_fn: LossFn,
+    params: Params,
+    original: Batch,
+    corrected: Batch | None,
+    *,
+    step_size: Any,
+    mask: Mask | None = None,
+    num_examples: int | None = None,
+    microbatch: int | None = None,
+    args: tuple[Any, ...] = (),
+) -> Params:
+    """One closed-form step that takes the originals' influence back and puts the corrections in.
+
+        θ ← θ − τ · m ⊙ Δ,    Δ = (Σ ∇ℓ(corrected, θ) − Σ ∇ℓ(original, θ)) / N
+
+    Args:
+      loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
+      params: pytree of floating-point arrays, where the loss was trained to.
+      original: batch of the examples as they were trained on.
+      corrected: batch of the same examples as they should have been; None removes the originals.
+      step_size: τ, at least 0; may be traced.
+      mask: pytree of bool arrays shaped like `params`, True for the entries that may move; None
+        moves all of them.
+      num_examples: N, the size of the training set as it should have been; None averages over the
+        originals.
+      microbatch: how many examples are worked on at once, at least 1; the default is all of them.
+        Memory grows with it in proportion; the result does not depend on it but for rounding.
+      args: further arguments of `loss_fn`, passed through as they are.
+
+    Returns:
+      New parameters with the structure, shapes and dtypes of `params`; bit-identical outside the
+      mask. Where the step would leave a selected entry NaN or infinite, none is taken: all
+      parameters come back as they were.
+
+    Raises:
+      TypeError: if `params` holds anything but real floating-point arrays or `mask` anything but
+        bool arrays.
+      ValueError: if a batch is empty, `corrected` differs from `original` in structure or number,
+        `mask` does not fit `params`, or a number is out of range.
+
+    Cost: one gradient on the originals and one on the corrections.
+
+    Source: Warnecke et al. (arXiv 2108.11577), the first-order update; the mask is that of
+      Malekmohammadi, Lee, Xiong (arXiv 2504.06398).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> def loss_fn(w, y):
+      ...     return 0.5 * jnp.sum((w - y) ** 2)
+      >>> original, corrected = jnp.array([[4.0, 4.0]]), jnp.array([[1.0, 1.0]])
+      >>> mask = jnp.array([True, False])
+      >>> sap.first_order_update(
+      ...     loss_fn, jnp.array([2.0, 2.0]), original, corrected, step_size=1.0, mask=mask
+      ... )
+      Array([-1.,  2.], dtype=float32)
+    """
+    check_number("step_size", step_size, minimum=0)
+    check_update(params, mask)
+    change = gradient_change(
+        loss_fn,
+        params,
+        original,
+        corrected,
+        num_examples=num_examples,
+        microbatch=microbatch,
+        args=args,
+    )
+    params = jax.tree.map(jnp.asarray, params)
+    optimizer = optax.sgd(step_size) if mask is None else selective(optax.sgd(step_size), mask)
+    updates, _ = optimizer.update(change, optimizer.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    return keep_unselected(params, moved, mask, is_finite(moved, mask))
+
+
+def check_update(params: Params, mask: Mask | None) -> None:
+    """Checks the parameters and the mask of an update."""
+    check_float_leaves("params", params)
+    if mask is not None:
+        check_mask("mask", mask, "params", params)
+
+
+def is_finite(tree: Any, mask: Mask | None) -> jax.Array:
+    """Whether every selected entry is finite."""
+    tree = tree if mask is None else on_mask(tree, mask)
+    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def keep_unselected(params: Params, moved: Params, mask: Mask | None, accept: jax.Array) -> Params:
+    """The old bits outside the mask, denormal numbers included, and everywhere unless accepted."""
+    if mask is None:
+        return jax.tree.map(lambda old, new: jnp.where(accept, new, old), params, moved)
+    return jax.tree.map(lambda m, old, new: jnp.where(m & accept, new, old), mask, params, moved)
+
+
+def on_mask(tree: Any, mask: Mask) -> Any:
+    """Zeros outside the mask, whatever was there."""
+    return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), mask, tree)

@@ -1,0 +1,121 @@
+"""Mean losses and gradients over batches, and the change of them that corrections make."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sapsel_jax._accumulate import check_options, sum_over_examples, wide_dtype
+from sapsel_jax._checks import batch_size, check_count, check_float_leaves, check_same_tree
+from sapsel_jax._types import Batch, LossFn, Params
+
+
+def gradient_change(
+    loss_fn: LossFn,
+    params: Params,
+    original: Batch,
+    corrected: Batch | None,
+    *,
+    num_examples: int | None = None,
+    microbatch: int | None = None,
+    args: tuple[Any, ...] = (),
+) -> Params:
+    """How corrections change the gradient of the mean loss: the right-hand side of every update.
+
+        Δ = (Σ ∇ℓ(corrected, θ) − Σ ∇ℓ(original, θ)) / N
+
+    Args:
+      loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
+      params: pytree of floating-point arrays, where the loss was trained to.
+      original: batch of the examples as they were trained on.
+      corrected: batch of the same examples as they should have been; None removes the originals.
+      num_examples: N, the size of the training set as it should have been; None averages over the
+        originals, which is what `mean_update` takes where they come in several batches.
+      microbatch: how many examples are worked on at once, at least 1; the default is all of them.
+        Memory grows with it in proportion; the result does not depend on it but for rounding.
+      args: further arguments of `loss_fn`, passed through as they are.
+
+    Returns:
+      A pytree shaped like `params`, float32 or wider.
+
+    Raises:
+      TypeError: if `params` holds anything but real floating-point arrays.
+      ValueError: if a batch is empty, `corrected` differs from `original` in structure or number,
+        or a count is too small.
+
+    Cost: one gradient on the originals and one on the corrections.
+
+    Source: Warnecke et al. (arXiv 2108.11577), the gradient difference of both their updates.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> def loss_fn(w, y):
+      ...     return 0.5 * jnp.sum((w - y) ** 2)
+      >>> original, corrected = jnp.array([[4.0, 4.0]]), jnp.array([[1.0, 3.0]])
+      >>> sap.gradient_change(loss_fn, jnp.zeros(2), original, corrected, num_examples=2)
+      Array([1.5, 0.5], dtype=float32)
+    """
+    num_originals = check_corrections(params, original, corrected, num_examples, microbatch)
+    change = optax.tree.scale(-1, gradient_sum(loss_fn, params, original, microbatch, args))
+    if corrected is not None:
+        change = optax.tree.add(change, gradient_sum(loss_fn, params, corrected, microbatch, args))
+    return optax.tree.scale(1 / (num_examples or num_originals), change)
+
+
+def check_corrections(
+    params: Params, original: Batch, corrected: Batch | None, num_examples: Any, microbatch: Any
+) -> int:
+    """Checks what every update is given; returns the number of originals."""
+    check_float_leaves("params", params)
+    check_options(microbatch)
+    num_originals = batch_size("original", original)
+    if corrected is not None:
+        check_same_tree("corrected", corrected, "original", original)
+    if num_examples is not None:
+        check_count("num_examples", num_examples, minimum=1)
+    return num_originals
+
+
+def loss_sum(loss_fn: LossFn, params: Params, batch: Batch, args: tuple[Any, ...]) -> jax.Array:
+    """Σ ℓ over the examples of a batch."""
+    return jnp.sum(jax.vmap(lambda example: loss_fn(params, example, *args))(batch))
+
+
+def gradient_sum(
+    loss_fn: LossFn, params: Params, batch: Batch, microbatch: int | None, args: tuple[Any, ...]
+) -> Params:
+    """Σ ∇ℓ over the examples of a batch, float32 or wider."""
+    params = jax.tree.map(jnp.asarray, params)
+
+    def chunk_sum(chunk: Batch) -> Params:
+        gradient = jax.grad(lambda p: loss_sum(loss_fn, p, chunk, args))(params)
+        return widen(gradient)
+
+    return sum_over_examples(chunk_sum, batch, batch_size("batch", batch), microbatch)
+
+
+def widen(tree: Any) -> Any:
+    """The same numbers in float32 or wider."""
+    return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(jnp.result_type(x))), tree)
+
+
+def loss_change(
+    loss_fn: LossFn,
+    before: Params,
+    after: Params,
+    data: Batch,
+    microbatch: int | None,
+    args: tuple[Any, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """The change of the mean loss, summed up from that of each example, and its size before."""
+
+    def chunk_sum(chunk: Batch) -> tuple[jax.Array, jax.Array]:
+        losses = lambda p: widen(jax.vmap(lambda example: loss_fn(p, example, *args))(chunk))
+        old, new = losses(before), losses(after)
+        return jnp.sum(new - old), jnp.sum(jnp.abs(old))
+
+    num_data = batch_size("data", data)
+    total = sum_over_examples(chunk_sum, data, num_data, microbatch)
+    return total[0] / num_data, total[1] / num_data

@@ -1,0 +1,154 @@
+"""A mean over batches that can stop and resume."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sapsel_jax._accumulate import wide_dtype
+from sapsel_jax._checks import check_float_leaves, check_number, check_same_tree
+
+
+class MeanState(NamedTuple):
+    """What a streaming mean has seen so far: sums in two floats each, so in about 48 bits.
+
+    Attributes:
+      total: pytree of sums over examples, float32 or wider.
+      rest: what rounding left out of `total`, shaped like it.
+      num_examples: float32, how many examples were added.
+      num_examples_rest: what rounding left out of it.
+    """
+
+    total: Any
+    rest: Any
+    num_examples: jax.Array
+    num_examples_rest: jax.Array
+
+
+def mean_init(like: Any) -> MeanState:
+    """Starts a mean over batches of any size, to be fed by `mean_update`.
+
+    What is promised: the state is all there is. The same batches in the same order give a state of
+    the same bits, eagerly, under `jit`, and wherever the stream was cut, saved and taken up again.
+    Other batches of the same examples change the result only by the rounding of the batches' own
+    means, because the sums over batches are kept in about 48 bits and rounded once, at the end.
+
+    Args:
+      like: pytree of floating-point arrays or `jax.ShapeDtypeStruct`, shaped like the values to
+        come: the parameters, for gradients and diagonals.
+
+    Returns:
+      A state, a pytree of arrays that any checkpoint library can save.
+
+    Raises:
+      TypeError: if `like` holds anything but real floating-point arrays.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> state = sap.mean_init(jnp.zeros(2))
+      >>> state = sap.mean_update(state, jnp.array([1.0, 4.0]), 1)  # the mean of one example
+      >>> state = sap.mean_update(state, jnp.array([4.0, 1.0]), 2)  # the mean of two more
+      >>> sap.mean_finalize(state)
+      Array([3., 2.], dtype=float32)
+    """
+    check_float_leaves("like", like)
+    zeros = lambda: jax.tree.map(
+        lambda x: jnp.zeros(jnp.shape(x), wide_dtype(jnp.result_type(x))), like
+    )
+    return MeanState(zeros(), zeros(), jnp.zeros(()), jnp.zeros(()))
+
+
+def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:
+    """Adds the mean over one batch.
+
+    Args:
+      state: of `mean_init` or `mean_update`.
+      value: pytree of means over the batch, such as gradients or the result of `exact_diagonal`.
+      num_examples: how many examples it is the mean of, or the sum of their weights; at least 0,
+        exact below 2²⁴, may be traced.
+
+    Returns:
+      The new state; `state` itself stays as it is. An entry that is NaN or infinite in one batch
+      is NaN in the end.
+
+    Raises:
+      TypeError: if `value` holds anything but real floating-point arrays, or `num_examples` is no
+        number.
+      ValueError: if `value` is not shaped like the state or `num_examples` is negative.
+
+    Cost: a few passes over the entries.
+
+    Source: Dekker's exact product and Knuth's exact sum; see T. Ogita, S. M. Rump, S. Oishi,
+      "Accurate sum and dot product" (2005), algorithms 3.1 and 5.3.
+
+    Example: see `mean_init`.
+    """
+    check_float_leaves("value", value)
+    check_same_tree("value", value, "state", state.total)
+    check_number("num_examples", num_examples, minimum=0)
+    count = jnp.asarray(num_examples, jnp.float32)
+    pairs = jax.tree.map(
+        lambda total, rest, x: _add(total, rest, jnp.asarray(x, total.dtype), count),
+        state.total,
+        state.rest,
+        value,
+    )
+    total, rest = jax.tree.transpose(
+        jax.tree.structure(state.total), jax.tree.structure((0, 0)), pairs
+    )
+    return MeanState(
+        total, rest, *_add(state.num_examples, state.num_examples_rest, jnp.float32(1), count)
+    )
+
+
+def mean_finalize(state: MeanState) -> Any:
+    """The mean over all examples so far.
+
+    Args:
+      state: of `mean_init` or `mean_update`; the stream may go on from it afterwards.
+
+    Returns:
+      A pytree shaped like the values, float32 or wider; NaN where no example was added.
+
+    Example: see `mean_init`.
+    """
+
+    def divide(total: Any, rest: Any) -> jax.Array:
+        total, rest = jnp.asarray(total), jnp.asarray(rest)
+        counts = [
+            jnp.asarray(count, total.dtype)
+            for count in (state.num_examples, state.num_examples_rest)
+        ]
+        # Backends divide by a scalar in several ways; the remainder takes the difference back.
+        quotient = total / counts[0]
+        for count in counts:
+            total, rest = _add(total, rest, -quotient, count)
+        return quotient + (total + rest) / counts[0]
+
+    return jax.tree.map(divide, state.total, state.rest)
+
+
+def _add(
+    total: jax.Array, rest: jax.Array, x: jax.Array, count: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Adds x · count without losing a bit of the product or of the sum."""
+    for x_part in _halves(x):
+        for count_part in _halves(count.astype(x.dtype)):
+            # Both factors have half a float's digits, so that the product is exact and no compiler
+            # changes the result by fusing it with the sum.
+            part = x_part * count_part
+            new = total + part
+            shift = new - total
+            rest = rest + ((total - (new - shift)) + (part - shift))
+            total = new
+    return total, rest
+
+
+def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x as the sum of its leading and its trailing digits."""
+    word, dropped = (jnp.uint64, 27) if x.dtype == jnp.float64 else (jnp.uint32, 12)
+    bits = lax.bitcast_convert_type(x, word)
+    leading = lax.bitcast_convert_type(bits >> dropped << dropped, x.dtype)
+    return leading, x - leading

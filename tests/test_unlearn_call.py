@@ -1,0 +1,310 @@
+"""The one call: what it composes, that it compiles once and whole, and what stops it."""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from networks import as_float64, dense_diagonal, mean_loss, mlp
+from trees import changed_bits
+
+import sapsel_jax as sap
+from sapsel_jax import Reason
+
+
+def case(removal=False, scale=1.0) -> Any:
+    """A network, the examples as learned and as they should be, and the set as it should be."""
+    loss_fn, params, (x, label) = mlp()
+    x = x * scale
+    original = (x[:3], label[:3])
+    if removal:
+        return loss_fn, (params, original, None, (x[3:], label[3:]))
+    corrected = (x[:3], (label[:3] + 1) % 3)
+    return loss_fn, (params, original, corrected, (x, jnp.append(corrected[1], label[3:])))
+
+
+KEY = jax.random.key(0)
+
+
+def run(loss_fn, batches, **options):
+    """Under `jit`, which is many times faster than one operation after the other."""
+    return jax.jit(lambda *b: sap.unlearn(loss_fn, *b, key=KEY, **options))(*batches)
+
+
+UPDATES = {
+    "default": None,
+    "second_order": functools.partial(
+        sap.second_order_update, damping=2.0, solver=sap.conjugate_gradient()
+    ),
+    "first_order": sap.with_first_order(step_size=0.1),
+    "iteration": sap.with_iteration(
+        optimizer=optax.adam(0.01), num_steps=3, batch_size=4, key=jax.random.key(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("removal", [False, True])
+def test_the_curvature_is_that_of_the_loss_that_was_trained(removal):
+    with jax.enable_x64(True):
+        loss_fn, batches = case(removal)
+        params, original, corrected, data = as_float64(batches)
+        rest = data if removal else jax.tree.map(lambda x: x[3:], data)
+        trained = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), original, rest)
+        want = dense_diagonal(lambda p: mean_loss(loss_fn, p, trained), params)
+        got = run(loss_fn, (params, original, corrected, data), fraction=0.2)
+        chex.assert_trees_all_close(got.diagonal, want, rtol=1e-8, atol=1e-10)
+        chex.assert_trees_all_equal(got.mask, sap.select_top_fraction(want, 0.2))
+
+
+@pytest.mark.parametrize("removal", [False, True])
+@pytest.mark.parametrize("name", UPDATES)
+def test_every_update_lowers_the_loss_and_keeps_the_rest(name, removal):
+    loss_fn, batches = case(removal)
+    got = jax.jit(lambda *b: sap.unlearn(loss_fn, *b, key=KEY, fraction=0.2, update=UPDATES[name]))(
+        *batches
+    )
+    assert got.certificate.converged
+    assert got.certificate.actual_change < 0
+    assert int(sap.mask_count(got.mask)) == 8
+    params = batches[0]
+    chex.assert_trees_all_equal_shapes_and_dtypes(got.params, params)
+    changed = changed_bits(params, got.params)
+    selected = np.concatenate([np.ravel(m) for m in jax.tree.leaves(got.mask)])
+    assert changed.any()
+    assert not changed[~selected].any()
+    if name == "iteration":  # its certificate is about the loss on the data itself
+        change = mean_loss(loss_fn, got.params, batches[3]) - mean_loss(loss_fn, params, batches[3])
+        np.testing.assert_allclose(got.certificate.actual_change, change, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_the_call_is_traced_whole_and_lowers_for_tpu_and_cuda(name):
+    loss_fn, batches = case()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*batches, KEY))
+    call = lambda *b: sap.unlearn(loss_fn, *b[:-1], key=b[-1], update=UPDATES[name])
+    for platform in ("tpu", "cuda"):
+        exported = jax.export.export(jax.jit(call), platforms=[platform])(*shapes)
+        assert exported.platforms == (platform,)  # a callback to the host would not lower
+
+
+def test_the_call_needs_one_trace_and_no_transfer():
+    loss_fn, _ = case()
+    call = jax.jit(chex.assert_max_traces(lambda *b, key: sap.unlearn(loss_fn, *b, key=key), n=1))
+    inputs, others = jax.device_put((case()[1], case(scale=0.3)[1]))
+    with jax.transfer_guard("disallow"):
+        first = jax.block_until_ready(call(*inputs, key=KEY))
+        second = jax.block_until_ready(call(*others, key=KEY))
+    assert first.certificate.converged
+    assert second.certificate.converged
+    assert changed_bits(first.params, second.params).any()
+
+
+def test_the_parts_can_be_swapped():
+    loss_fn, batches = case()
+    params = batches[0]
+    exact = run(loss_fn, batches, update=UPDATES["first_order"])
+    probed = run(
+        loss_fn,
+        batches,
+        curvature=sap.hutchinson_diagonal(loss_fn, num_probes=2),
+        update=UPDATES["first_order"],
+    )
+    assert changed_bits(exact.diagonal, probed.diagonal).any()
+    ranked = run(
+        loss_fn,
+        batches,
+        fraction=0.5,
+        score=lambda diagonal: sap.score_brain_damage(params, diagonal),
+        select=sap.select_top_fraction_per_leaf,
+        update=UPDATES["first_order"],
+    )
+    want = sap.select_top_fraction_per_leaf(sap.score_brain_damage(params, exact.diagonal), 0.5)
+    chex.assert_trees_all_equal(ranked.mask, want)
+
+
+def test_arguments_of_the_loss_and_microbatches_pass_through():
+    loss_fn, batches = case()
+    scaled = lambda p, example, scale: scale * loss_fn(p, example)
+    plain = run(loss_fn, batches, fraction=0.2, update=UPDATES["second_order"])
+    update = functools.partial(
+        sap.second_order_update, damping=4.0, solver=sap.conjugate_gradient()
+    )
+    passed = run(scaled, batches, fraction=0.2, update=update, microbatch=2, args=(2.0,))
+    assert plain.certificate.converged
+    chex.assert_trees_all_close(plain.params, passed.params, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_a_fraction_that_selects_nothing_changes_nothing(name):
+    loss_fn, batches = case()
+    got = run(loss_fn, batches, fraction=0.0, update=UPDATES[name])
+    assert not changed_bits(batches[0], got.params).any()
+    assert got.certificate.converged
+    assert got.certificate.actual_change == 0
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_numbers_that_are_none_leave_the_parameters_as_they_were(name):
+    loss_fn, (params, original, corrected, data) = case()
+    broken = lambda p, example: loss_fn(p, example) * jnp.where(example[0][0] > 90, jnp.nan, 1.0)
+    data = (data[0].at[0, 0].set(99.0), data[1])
+    corrected = (corrected[0].at[0, 0].set(99.0), corrected[1])
+    got = run(
+        broken,
+        (params, original, corrected, data),
+        curvature=lambda p, batch: sap.exact_diagonal(loss_fn)(p, original),
+        update=UPDATES[name],
+    )
+    assert not changed_bits(params, got.params).any()
+    assert got.certificate.reason == Reason.NOT_FINITE
+    assert not got.certificate.converged
+
+
+@pytest.mark.parametrize("name", ["first_order", "iteration"])
+def test_steps_that_raise_the_loss_are_not_taken(name):
+    loss_fn, batches = case()
+    update = {
+        "first_order": sap.with_first_order(step_size=1e4),
+        "iteration": sap.with_iteration(
+            optimizer=optax.sgd(1e3), num_steps=2, batch_size=2, key=jax.random.key(1)
+        ),
+    }[name]
+    got = run(loss_fn, batches, fraction=0.5, update=update)
+    assert not changed_bits(batches[0], got.params).any()
+    assert got.certificate.reason == Reason.NO_DECREASE
+    assert got.certificate.num_steps == 0
+
+
+def second_order(**changes):
+    loss_fn, (params, original, corrected, data) = case()
+    given = {
+        "params": params, "original": original, "corrected": corrected, "data": data, "damping": 1.0
+    } | changes  # fmt: skip
+    batches = [given.pop(name) for name in ("params", "original", "corrected", "data")]
+    return sap.second_order_update(loss_fn, *batches, **given)
+
+
+def iteration(**changes):
+    given = {"num_steps": 1, "batch_size": 2} | changes
+    return sap.with_iteration(optimizer=optax.sgd(1.0), key=KEY, **given)
+
+
+EMPTY = (jnp.zeros((0, 5)), jnp.zeros(0, int))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (
+            lambda: second_order(damping=0),
+            ValueError,
+            "`damping` must be finite and above 0; got 0.",
+        ),
+        (
+            lambda: second_order(damping=-1.5),
+            ValueError,
+            "`damping` must be finite and above 0; got -1.5.",
+        ),
+        (lambda: second_order(damping="a"), TypeError, "`damping` must be a number; got str."),
+        (lambda: second_order(num_steps=0), ValueError, "`num_steps` must be at least 1; got 0."),
+        (
+            lambda: second_order(num_selected=-1),
+            ValueError,
+            "`num_selected` must be at least 0; got -1.",
+        ),
+        (
+            lambda: second_order(num_examples=0),
+            ValueError,
+            "`num_examples` must be at least 1; got 0.",
+        ),
+        (
+            lambda: second_order(original=EMPTY),
+            ValueError,
+            "`original` is empty; it must hold at least one example.",
+        ),
+        (
+            lambda: second_order(data=EMPTY),
+            ValueError,
+            "`data` is empty; it must hold at least one example.",
+        ),
+        (
+            lambda: second_order(corrected=EMPTY),
+            ValueError,
+            "`corrected` and `original` must have the same shapes; at '0' they are "
+            "float32[0, 5] and float32[3, 5].",
+        ),
+        (
+            lambda: second_order(corrected={"x": jnp.ones(3)}),
+            ValueError,
+            "`corrected` and `original` must have the same structure; they first "
+            "differ at 'x' against '0'.",
+        ),
+        (
+            lambda: second_order(mask=jnp.ones(2)),
+            TypeError,
+            "`mask` must hold bool arrays; the array has dtype float32.",
+        ),
+        (
+            lambda: second_order(model_fn=len),
+            ValueError,
+            "`model_fn` and `output_loss_fn` must be given together.",
+        ),
+        (
+            lambda: second_order(penalty_fn=len),
+            ValueError,
+            "`penalty_fn` must be given with `model_fn` and `output_loss_fn`.",
+        ),
+        (
+            lambda: sap.conjugate_gradient(tolerance=0),
+            ValueError,
+            "`tolerance` must be finite and above 0; got 0.",
+        ),
+        (
+            lambda: sap.conjugate_gradient(max_iterations=0),
+            ValueError,
+            "`max_iterations` must be at least 1; got 0.",
+        ),
+        (lambda: sap.lissa(scale=-1.0), ValueError, "`scale` must be finite and above 0; got -1."),
+        (
+            lambda: sap.lissa(num_iterations=0),
+            ValueError,
+            "`num_iterations` must be at least 1; got 0.",
+        ),
+        (
+            lambda: sap.lissa(batch_size=3),
+            ValueError,
+            "`batch_size` and `key` must be given together.",
+        ),
+        (
+            lambda: sap.lissa(batch_size=0, key=KEY),
+            ValueError,
+            "`batch_size` must be at least 1; got 0.",
+        ),
+        (lambda: sap.dense_solver(count=0), ValueError, "`count` must be at least 1; got 0."),
+        (
+            lambda: sap.diagonal_solver(tolerance=-1.0),
+            ValueError,
+            "`tolerance` must be finite and above 0; got -1.",
+        ),
+        (
+            lambda: sap.with_first_order(step_size=-1),
+            ValueError,
+            "`step_size` must be finite and at least 0; got -1.",
+        ),
+        (lambda: iteration(num_steps=0), ValueError, "`num_steps` must be at least 1; got 0."),
+        (lambda: iteration(batch_size=3), ValueError, "`batch_size` must be even; got 3."),
+        (
+            lambda: sap.unlearn(case()[0], *case()[1], key=KEY, fraction=1.4),
+            ValueError,
+            "`fraction` must lie in [0, 1]; got 1.4.",
+        ),
+    ],
+)
+def test_bad_arguments(call, kind, message):
+    with pytest.raises(kind) as raised:
+        call()
+    assert str(raised.value) == message
