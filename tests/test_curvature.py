@@ -73,6 +73,7 @@ def test_exact_diagonals_equal_the_dense_hessian_in_float64(network):
         chex.assert_trees_all_equal_shapes_and_dtypes(got, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [mlp, cnn], ids=["mlp", "cnn"])
 def test_estimates_are_unbiased_within_their_standard_error(network):
     # 6 standard errors over at most 91 entries: a false alarm in under 1 of 5 million draws.
@@ -103,6 +104,7 @@ def _repeat(estimate, num_repeats):
     return mean, jax.tree.map(lambda v: v.std(0, ddof=1) / num_repeats**0.5, values)
 
 
+@pytest.mark.slow
 def test_hutchinson_error_is_the_spread_between_probes_over_root_probes():
     loss_fn, params, batch = mlp()
     key, num_probes = jax.random.key(5), 6

@@ -263,6 +263,7 @@ SOLVERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("gauss_newton", [False, True])
 def test_solvers_agree_with_a_dense_solve_on_a_masked_network(solver, gauss_newton):
@@ -274,12 +275,14 @@ def test_solvers_agree_with_a_dense_solve_on_a_masked_network(solver, gauss_newt
     np.testing.assert_allclose(got, want, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_microbatch_does_not_matter():
     whole, _, _ = network_step(2.0, SOLVERS["cg"])
     parts, _, _ = network_step(2.0, SOLVERS["cg"], microbatch=3)
     np.testing.assert_allclose(parts, whole, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_damping_is_in_units_of_the_mean_loss():
     once, _, _ = network_step(2.0, SOLVERS["cg"])
     tenfold, _, _ = network_step(20.0, SOLVERS["cg"], loss_scale=10.0)
@@ -327,6 +330,7 @@ def test_a_step_that_raises_the_loss_is_refused_or_damped():
     assert certificate.actual_change < -1
 
 
+@pytest.mark.slow
 def test_adapted_damping_finds_its_way_out_of_negative_curvature():
     start, _, params = network_step(1e-4, sap.conjugate_gradient())
     moved, certificate, _ = network_step(1e-4, sap.conjugate_gradient(), adapt_damping=True)

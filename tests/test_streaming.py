@@ -103,6 +103,7 @@ def test_the_mean_is_right_to_its_last_bits_where_plain_sums_lose_them():
     assert abs(float(plain) / sum(counts) / float(exact) - 1) > 1e-4
 
 
+@pytest.mark.slow
 def test_streamed_changes_make_the_first_order_update():
     loss_fn, params, original = mlp()
     corrected = (original[0], (original[1] + 1) % 3)

@@ -160,6 +160,7 @@ def test_an_optimizer_of_whole_matrices_sees_zeros_outside_the_mask():
     chex.assert_trees_all_equal(got, jax.tree.map(lambda u, m: jnp.where(m, u, -0.0), want, mask))
 
 
+@pytest.mark.slow
 def test_line_searches_and_values_pass_through():
     params, mask = params_and_mask()
 
