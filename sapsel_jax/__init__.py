@@ -15,6 +15,7 @@ from sapsel_jax._masks import (
     save_mask,
 )
 from sapsel_jax._nonfinite import count_nonfinite
+from sapsel_jax._propagation import propagated_diagonal
 from sapsel_jax._scoring import (
     score_brain_damage,
     score_decrease,
@@ -52,6 +53,7 @@ __all__ = [
     "mask_overlap",
     "mask_union",
     "probe_diagonal",
+    "propagated_diagonal",
     "save_mask",
     "score_brain_damage",
     "score_decrease",

@@ -1,0 +1,212 @@
+"""Blocks: what curvature propagation takes as one operation.
+
+Noise is added where an operation bends. The parts of a softmax or a LayerNorm bend in opposite
+directions, so that noise for each of them is larger than noise for the whole. Such regions are
+found by the graph alone: from a variable that is used more than once to the first one that all of
+its influence passes through.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from sapsel_jax._affine import is_affine
+from sapsel_jax._axes import axes_kept
+from sapsel_jax._graph import Graph, Node, join
+
+Rule = Literal["none", "elementwise", "logsumexp", "general"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+    """One operation that signals pass through, and the noise that is added before it.
+
+    Attributes:
+      node: the operation.
+      moving: positions of the inputs that a site reaches.
+      noisy: those of them that noise is added to; none where the operation is affine.
+      rule: how the noise is drawn.
+      rows: axes of the one noisy input along which the Hessian has blocks of their own.
+    """
+
+    node: Node
+    moving: tuple[int, ...]
+    noisy: tuple[int, ...]
+    rule: Rule
+    rows: tuple[int, ...] = ()
+
+
+def find_blocks(graph: Graph, sites: Iterable[int]) -> tuple[Graph, list[Block]]:
+    """The graph with each block as one operation, and the blocks from the sites to the output."""
+    sites = list(dict.fromkeys(sites))
+    graph = dataclasses.replace(graph, nodes=_join_logsumexp(graph, set(sites)))
+    live = _live(graph, sites)
+    for start in _forks(graph, live):
+        region = _region(graph, live, start, set(sites))
+        if region:
+            node = join(region, region[-1].outs[0], "region")
+            graph.nodes = _replace(graph.nodes, region, node)
+            live = _replace(live, region, node)
+    reached = _reached(live, sites)
+    return graph, [_block(graph, node, reached) for node in live]
+
+
+def _live(graph: Graph, sites: Sequence[int]) -> list[Node]:
+    """The operations through which sites act differentiably on the output, in order."""
+    wanted, kept = set(graph.outputs), []
+    for node in reversed(graph.after(sites)):
+        if any(var in wanted and graph.sources[var] for var in node.outs):
+            wanted.update(node.ins)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _reached(nodes: Iterable[Node], sites: Sequence[int]) -> dict[int, int]:
+    """For every variable, the sites that reach it, as bits."""
+    reached = {site: 1 << bit for bit, site in enumerate(sites)}
+    for node in nodes:
+        together = 0
+        for var in node.ins:
+            together |= reached.get(var, 0)
+        for var in node.outs:
+            reached[var] = reached.get(var, 0) | together
+    return reached
+
+
+def _block(graph: Graph, node: Node, reached: dict[int, int]) -> Block:
+    """Noise is for inputs that one site reaches together, where the operation bends in them."""
+    moving = tuple(i for i, var in enumerate(node.ins) if var in reached)
+    together = 0
+    for i in moving:
+        together |= reached[node.ins[i]]
+    groups = set()
+    while together:
+        bit = together & -together
+        groups.add(tuple(i for i in moving if reached[node.ins[i]] & bit))
+        together ^= bit
+    bent = {i for group in groups if not is_affine(graph, node, group) for i in group}
+    if not bent:
+        return Block(node, moving, (), "none")
+    shapes = {graph.shape(var) for var in (*node.outs, *(node.ins[i] for i in bent))}
+    if node.name == "logsumexp":
+        rule = "logsumexp"
+    elif node.elementwise and len(shapes) == 1 and len({node.ins[i] for i in bent}) == 1:
+        rule = "elementwise"
+    else:
+        rule = "general"
+    noisy = tuple(sorted(bent))
+    rows = _rows(graph, node, noisy[0]) if rule == "general" and len(noisy) == 1 else ()
+    return Block(node, moving, noisy, rule, rows)
+
+
+def _rows(graph: Graph, node: Node, position: int) -> tuple[int, ...]:
+    """The axes of an input that an operation keeps apart from beginning to end."""
+    start = node.ins[position]
+    kept: dict[int, list[int | None]] = {start: list(range(len(graph.shape(start))))}
+    for part in node.params.get("parts", (node,)):
+        found = []
+        for i in (i for i, var in enumerate(part.ins) if var in kept):
+            mine = kept[part.ins[i]]
+            through = axes_kept(graph, part, i, [a in mine for a in range(_rank(graph, part, i))])
+            found.append([None if a is None else through[a] for a in mine])
+        if found:
+            agreed = [a[0] if len(set(a)) == 1 else None for a in zip(*found, strict=True)]
+            kept.update(dict.fromkeys(part.outs, agreed))
+    return tuple(a for a, end in enumerate(kept[node.outs[0]]) if end is not None)
+
+
+def _rank(graph: Graph, node: Node, position: int) -> int:
+    return len(graph.shape(node.ins[position]))
+
+
+def _replace(nodes: Sequence[Node], region: Sequence[Node], node: Node) -> list[Node]:
+    """Puts an operation at the place of the last one of a region."""
+    kept = [node if other is region[-1] else other for other in nodes]
+    return [other for other in kept if other not in region]
+
+
+def _forks(graph: Graph, live: Sequence[Node]) -> list[int]:
+    """Variables that several operations read, the last ones first: inner regions before outer."""
+    readers: dict[int, int] = {}
+    for node in live:
+        for var in set(node.ins):
+            readers[var] = readers.get(var, 0) + 1
+    made = dict.fromkeys(var for node in live for var in node.outs)
+    return [var for var in reversed(made) if readers.get(var, 0) > 1]
+
+
+def _region(graph: Graph, live: Sequence[Node], start: int, sites: set[int]) -> list[Node]:
+    """The operations between a variable and where all of its influence meets, if they are a block.
+
+    They are one if nothing else enters, no site lies inside, and paths meet where it bends.
+    """
+    uses = {var: i for i, node in enumerate(live) for var in node.ins}
+    moving = {var for node in live for var in node.outs if graph.sources[var]} | sites
+    inside, region, joined = {start}, [], False
+    alive = {start}
+    for i, node in enumerate(live):
+        held = [p for p, var in enumerate(node.ins) if var in inside]
+        if not held:
+            continue
+        if any(var in moving and var not in inside for var in node.ins):
+            return []
+        region.append(node)
+        joined |= len(held) > 1 and not is_affine(graph, node, held)
+        outs = [var for var in node.outs if graph.sources[var] and var in uses]
+        inside.update(outs)
+        alive = {var for var in (*alive, *outs) if uses.get(var, -1) > i}
+        if len(alive) == 1 and start not in alive:
+            return region if joined and len(node.outs) == 1 else []
+        if any(var in sites for var in outs):
+            return []
+    return region if joined and len(region[-1].outs) == 1 else []
+
+
+def _join_logsumexp(graph: Graph, sites: set[int]) -> list[Node]:
+    """Joins exp, sum and log, wherever one follows another alone, to `logsumexp`."""
+    nodes = list(graph.nodes)
+    for node in graph.nodes:
+        if node not in nodes or not _part(node, "exp", -1) or not graph.sources[node.outs[0]]:
+            continue
+        chain, var, end = [node], node.outs[0], None
+        while end is None and var not in sites and len(graph.consumers[var]) == 1:
+            (following,) = graph.consumers[var]
+            chain.append(following)
+            if _part(following, "log", 0) and len(chain) > 2:
+                end = following
+            elif following.name != ("reduce_sum" if len(chain) == 2 else "reshape"):
+                if len(chain) == 2 or following.name not in _SPREADING:
+                    break
+            var = following.outs[0]
+        if end is None or not graph.sources[end.outs[0]]:
+            continue
+        before, first = _take_off(node, -1)
+        after, last = _take_off(end, 0)
+        whole = join([first, *chain[1:-1], last], last.outs[0], "logsumexp")
+        whole.params["axes"] = chain[1].params["axes"]
+        place = nodes.index(end)
+        nodes[place : place + 1] = [*before, whole, *after]
+        nodes = [other for other in nodes if other not in chain]
+    return nodes
+
+
+_SPREADING = {"broadcast_in_dim", "squeeze", "expand_dims"}
+
+
+def _part(node: Node, name: str, place: int) -> bool:
+    """Whether this is an operation of that name, or elementwise ones that end or begin with it."""
+    return node.params.get("parts", (node,))[place].name == name and len(node.outs) == 1
+
+
+def _take_off(node: Node, place: int) -> tuple[list[Node], Node]:
+    """Splits joined operations in the one at this end and the others."""
+    parts = list(node.params.get("parts", (node,)))
+    one = parts.pop(place)
+    if not parts:
+        return [], one
+    end = node.outs[0] if place == 0 else next(v for v in one.ins if _made(parts, v))
+    return [join(parts, end, "elementwise", elementwise=True)], one
+
+
+def _made(nodes: Sequence[Node], var: int) -> bool:
+    return any(var in node.outs for node in nodes)
