@@ -166,47 +166,38 @@ def _join_logsumexp(graph: Graph, sites: set[int]) -> list[Node]:
     """Joins exp, sum and log, wherever one follows another alone, to `logsumexp`."""
     nodes = list(graph.nodes)
     for node in graph.nodes:
-        if node not in nodes or not _part(node, "exp", -1) or not graph.sources[node.outs[0]]:
+        parts = _parts(node)
+        if node not in nodes or parts[-1].name != "exp" or not graph.sources[node.outs[0]]:
             continue
-        chain, var, end = [node], node.outs[0], None
-        while end is None and var not in sites and len(graph.consumers[var]) == 1:
-            (following,) = graph.consumers[var]
-            chain.append(following)
-            if _part(following, "log", 0) and len(chain) > 2:
-                end = following
-            elif following.name != ("reduce_sum" if len(chain) == 2 else "reshape"):
-                if len(chain) == 2 or following.name not in _SPREADING:
-                    break
-            var = following.outs[0]
-        if end is None or not graph.sources[end.outs[0]]:
+        chain, end, num_passing = [node], node, 0
+        while end.outs[0] not in sites and len(graph.consumers[end.outs[0]]) == 1:
+            (end,) = graph.consumers[end.outs[0]]
+            chain.append(end)
+            names = [part.name for part in _parts(end)]
+            num_passing = [name in _PASSING for name in [*names, "end"]].index(False)
+            if num_passing < len(names):
+                break
+        names = [part.name for step in chain[1:-1] for part in _parts(step)]
+        after = _parts(end)[num_passing:]
+        if names.count("reduce_sum") != 1 or not after or after[0].name != "log":
             continue
-        before, first = _take_off(node, -1)
-        after, last = _take_off(end, 0)
-        whole = join([first, *chain[1:-1], last], last.outs[0], "logsumexp")
-        whole.params["axes"] = chain[1].params["axes"]
+        middle = [*chain[1:-1], *_parts(end)[:num_passing]]
+        whole = join([parts[-1], *middle, after[0]], after[0].outs[0], "logsumexp")
+        (total,) = (step for step in middle if step.name == "reduce_sum")
+        whole.params["axes"] = total.params["axes"]
+        before = _join_again(parts[:-1], parts[-1].ins[0])
         place = nodes.index(end)
-        nodes[place : place + 1] = [*before, whole, *after]
+        nodes[place : place + 1] = [*before, whole, *_join_again(after[1:], end.outs[0])]
         nodes = [other for other in nodes if other not in chain]
     return nodes
 
 
-_SPREADING = {"broadcast_in_dim", "squeeze", "expand_dims"}
+_PASSING = {"reduce_sum", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "abs", "copy"}
 
 
-def _part(node: Node, name: str, place: int) -> bool:
-    """Whether this is an operation of that name, or elementwise ones that end or begin with it."""
-    return node.params.get("parts", (node,))[place].name == name and len(node.outs) == 1
+def _parts(node: Node) -> list[Node]:
+    return list(node.params.get("parts", (node,)))
 
 
-def _take_off(node: Node, place: int) -> tuple[list[Node], Node]:
-    """Splits joined operations in the one at this end and the others."""
-    parts = list(node.params.get("parts", (node,)))
-    one = parts.pop(place)
-    if not parts:
-        return [], one
-    end = node.outs[0] if place == 0 else next(v for v in one.ins if _made(parts, v))
-    return [join(parts, end, "elementwise", elementwise=True)], one
-
-
-def _made(nodes: Sequence[Node], var: int) -> bool:
-    return any(var in node.outs for node in nodes)
+def _join_again(parts: list[Node], end: int) -> list[Node]:
+    return parts if len(parts) < 2 else [join(parts, end, "elementwise", elementwise=True)]
