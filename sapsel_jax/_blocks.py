@@ -7,12 +7,14 @@ its influence passes through.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Literal
+import functools
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 from sapsel_jax._affine import is_affine
 from sapsel_jax._axes import axes_kept
-from sapsel_jax._graph import Graph, Node, join
+from sapsel_jax._graph import Graph, Node, Values, join, restrict
 
 Rule = Literal["none", "elementwise", "logsumexp", "general"]
 
@@ -23,17 +25,27 @@ class Block:
 
     Attributes:
       node: the operation.
-      moving: positions of the inputs that a site reaches.
+      moving: its inputs that a site reaches.
       noisy: those of them that noise is added to; none where the operation is affine.
       rule: how the noise is drawn.
-      rows: axes of the one noisy input along which the Hessian has blocks of their own.
+      rows: axes along which the Hessian in the noisy inputs has blocks of their own.
+      bilinear: the operation is affine in each of two noisy inputs.
     """
 
     node: Node
     moving: tuple[int, ...]
-    noisy: tuple[int, ...]
-    rule: Rule
+    noisy: tuple[int, ...] = ()
+    rule: Rule = "none"
     rows: tuple[int, ...] = ()
+    bilinear: bool = False
+
+
+def as_function(node: Node, variables: Sequence[int], values: Values) -> Callable[..., list[Any]]:
+    """An operation as a function of some of its inputs, without integer results."""
+    places = [i for i, var in enumerate(node.ins) if var in variables]
+    fn = restrict(node, places, [values[var] for var in node.ins])
+    order = [variables.index(node.ins[i]) for i in places]
+    return lambda *moving: fn(*(moving[i] for i in order))
 
 
 def find_blocks(graph: Graph, sites: Iterable[int]) -> tuple[Graph, list[Block]]:
@@ -75,33 +87,37 @@ def _reached(nodes: Iterable[Node], sites: Sequence[int]) -> dict[int, int]:
 
 def _block(graph: Graph, node: Node, reached: dict[int, int]) -> Block:
     """Noise is for inputs that one site reaches together, where the operation bends in them."""
-    moving = tuple(i for i, var in enumerate(node.ins) if var in reached)
-    together = 0
-    for i in moving:
-        together |= reached[node.ins[i]]
+    moving = tuple(dict.fromkeys(var for var in node.ins if var in reached))
+    bits = functools.reduce(operator.or_, (reached[var] for var in moving))
     groups = set()
-    while together:
-        bit = together & -together
-        groups.add(tuple(i for i in moving if reached[node.ins[i]] & bit))
-        together ^= bit
-    bent = {i for group in groups if not is_affine(graph, node, group) for i in group}
-    if not bent:
-        return Block(node, moving, (), "none")
-    shapes = {graph.shape(var) for var in (*node.outs, *(node.ins[i] for i in bent))}
+    while bits:
+        bit = bits & -bits
+        groups.add(tuple(var for var in moving if reached[var] & bit))
+        bits ^= bit
+    bent = {var for group in groups if not _affine(graph, node, group) for var in group}
+    noisy = tuple(var for var in moving if var in bent)
+    if not noisy:
+        return Block(node, moving)
+    same = {graph.shape(var) for var in (*noisy, *node.outs)} == {graph.shape(noisy[0])}
     if node.name == "logsumexp":
-        rule = "logsumexp"
-    elif node.elementwise and len(shapes) == 1 and len({node.ins[i] for i in bent}) == 1:
-        rule = "elementwise"
-    else:
-        rule = "general"
-    noisy = tuple(sorted(bent))
-    rows = _rows(graph, node, noisy[0]) if rule == "general" and len(noisy) == 1 else ()
-    return Block(node, moving, noisy, rule, rows)
+        return Block(node, moving, noisy, "logsumexp")
+    if node.elementwise and same and len(noisy) == 1:
+        return Block(node, moving, noisy, "elementwise")
+    rows = ()
+    if node.elementwise and same:
+        rows = tuple(range(len(graph.shape(noisy[0]))))
+    elif len(noisy) == 1:
+        rows = _rows(graph, node, noisy[0])
+    bilinear = len(noisy) == 2 and all(_affine(graph, node, (var,)) for var in noisy)
+    return Block(node, moving, noisy, "general", rows, bilinear)
 
 
-def _rows(graph: Graph, node: Node, position: int) -> tuple[int, ...]:
+def _affine(graph: Graph, node: Node, variables: Sequence[int]) -> bool:
+    return is_affine(graph, node, [i for i, var in enumerate(node.ins) if var in variables])
+
+
+def _rows(graph: Graph, node: Node, start: int) -> tuple[int, ...]:
     """The axes of an input that an operation keeps apart from beginning to end."""
-    start = node.ins[position]
     kept: dict[int, list[int | None]] = {start: list(range(len(graph.shape(start))))}
     for part in node.params.get("parts", (node,)):
         found = []

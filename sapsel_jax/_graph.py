@@ -118,6 +118,10 @@ class Graph:
         """The number of entries of a variable."""
         return self.avals[var].size
 
+    def is_float(self, var: int) -> bool:
+        """Whether a variable holds real floating-point numbers."""
+        return jnp.issubdtype(self.avals[var].dtype, jnp.floating)
+
     def after(self, sources: Iterable[int]) -> list[Node]:
         """The operations that variables reach differentiably, in order."""
         reached = set(sources)

@@ -1,18 +1,20 @@
 """Random pairs whose outer product is a Hessian in expectation: E[n₁ n₂ᵀ] = ∇²⟨g, f⟩.
 
-Every pair is made of independent signs, so that nothing else is left of it in expectation.
+Each is made of independent signs, anew for every block and example.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapsel_jax._affine import is_affine
-from sapsel_jax._blocks import Block
-from sapsel_jax._graph import Graph, restrict
+from sapsel_jax._accumulate import wide_dtype
+from sapsel_jax._blocks import Block, as_function
+from sapsel_jax._graph import Graph, Values
 
 BITS = 32
 
@@ -21,139 +23,152 @@ class Signs:
     """Independent signs for one example, drawn at once and taken piece by piece."""
 
     def __init__(self, key: jax.Array, sizes: Sequence[int]) -> None:
-        self.words = sum(-(-size // BITS) for size in sizes)
-        self.bits = jax.random.bits(key, (self.words,), jnp.uint32)
-        self.taken = 0
+        num_words = sum(-(-size // BITS) for size in sizes)
+        self._words = jax.random.bits(key, (num_words,), jnp.uint32)
+        self._taken = 0
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """The next signs, as an array of 1 and -1."""
-        size = 1
-        for length in shape:
-            size *= length
-        words = -(-size // BITS)
-        bits = self.bits[self.taken : self.taken + words]
-        self.taken += words
-        places = jnp.arange(min(BITS, max(size, 1)), dtype=jnp.uint32)
-        flags = (bits[:, None] >> places) & 1
-        signs = flags.reshape(-1)[:size].reshape(shape).astype(dtype)
-        return 2 * signs - 1
+        size = math.prod(shape)
+        start, self._taken = self._taken, self._taken - (-size // BITS)
+        places = jnp.arange(min(BITS, size), dtype=jnp.uint32)
+        bits = (self._words[start : self._taken, None] >> places) & 1
+        return 2 * bits.reshape(-1)[:size].reshape(shape).astype(dtype) - 1
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    """Two signals at one variable; with a `sign` the second is the first times it."""
+
+    first: jax.Array
+    second: jax.Array | None
+    sign: jax.Array | None = None
+
+    def both(self) -> tuple[jax.Array, jax.Array]:
+        """The two signals."""
+        if self.second is not None:
+            return self.first, self.second
+        return self.first, self.sign * self.first  # type: ignore[operator]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Noise:
-    """What a block adds to one of its inputs.
+    """What a block adds to the signals at one of its inputs.
 
     Attributes:
-      first: what is added to the first signal.
-      second: what is added to the second; None where that is the first times the `sign`.
-      sign: 1 or -1 for the whole example, where `second` is None.
-      product: entries whose expectation is the diagonal of the block's Hessian in this input.
-      is_diagonal: whether that Hessian is diagonal and `product` exactly its diagonal.
+      pair: what is added.
+      diagonal: entries whose expectation is the diagonal of the block's Hessian in this input. Where
+        that is enough, it takes the place of products of noise, whose error would be larger.
     """
 
-    def __init__(self, first, second, product, *, sign=None, is_diagonal=False):
-        self.first, self.second, self.product = first, second, product
-        self.sign, self.is_diagonal = sign, is_diagonal
+    pair: Pair
+    diagonal: jax.Array
 
 
-def sizes_of(graph: Graph, block: Block) -> list[int]:
-    """How many signs the noise of a block takes, piece by piece."""
-    return [graph.size(block.node.ins[i]) for i in block.noisy]
+def num_signs(graph: Graph, blocks: Sequence[Block]) -> list[int]:
+    """How many signs the noise of blocks takes, piece by piece."""
+    return [graph.size(var) for block in blocks for var in block.noisy]
 
 
-def draw(
-    graph: Graph,
-    block: Block,
-    inputs: Sequence[Any],
-    adjoints: Sequence[jax.Array],
-    signs: Signs,
-) -> list[Noise]:
-    """The noise of a block for each of its noisy inputs; `adjoints` are of its outputs."""
-    points = [inputs[i] for i in block.noisy]
-    fn = restrict(block.node, block.noisy, inputs)
-    drawn = [signs.take(jnp.shape(x), x.dtype) for x in points]
+def draw(block: Block, values: Values, adjoints: Sequence[jax.Array], signs: Signs) -> list[Noise]:
+    """The noise of a block at each of its noisy inputs; `adjoints` are those of its outputs."""
+    points = [values[var] for var in block.noisy]
+    fn = as_function(block.node, block.noisy, values)
+    drawn = [signs.take(x.shape, x.dtype) for x in points]
     if block.rule == "elementwise":
-        return [_elementwise(fn, points[0], adjoints[0], drawn[0])] * len(points)
+        return [_elementwise(fn, points[0], adjoints[0], drawn[0])]
     if block.rule == "logsumexp":
         return [_logsumexp(fn, points[0], adjoints[0], drawn[0], block.node.params["axes"])]
-    return _general(graph, block, fn, points, adjoints, drawn)
+    return _general(block, fn, points, adjoints, drawn)
 
 
-def _elementwise(fn: Any, x: jax.Array, adjoint: jax.Array, r: jax.Array) -> Noise:
-    """κ = g φ'' at each entry: √|κ| r and sign(κ) √|κ| r."""
+def _elementwise(fn: Callable[..., Any], x: jax.Array, adjoint: jax.Array, r: jax.Array) -> Noise:
+    """√|κ| r and sign(κ) √|κ| r, with κ = g φ'' at each entry."""
     ones = jnp.ones_like(x)
     slope = lambda y: jax.jvp(lambda z: fn(z)[0], (y,), (ones,))[1]
     bend = adjoint * jax.jvp(slope, (x,), (ones,))[1]
     first = jnp.sqrt(jnp.abs(bend)) * r
-    return Noise(first, jnp.sign(bend) * first, bend, is_diagonal=True)
+    return Noise(Pair(first, jnp.sign(bend) * first), bend)
 
 
 def _logsumexp(
-    fn: Any, x: jax.Array, adjoint: jax.Array, r: jax.Array, axes: tuple[int, ...]
+    fn: Callable[..., Any], x: jax.Array, adjoint: jax.Array, r: jax.Array, axes: Sequence[int]
 ) -> Noise:
-    """A root of c (diag p − p pᵀ), with the softmax p the slope of logsumexp.
+    """A root of c (diag p − p pᵀ) times r, with the softmax p the slope of logsumexp.
 
-    Of the many roots this takes the triangular one, whose column k sets class k against all later
-    ones, √(p_k / (T_k T_k+1)) (T_k+1 e_k − Σ_j>k p_j e_j) with T the tail sums of p. Between two
-    classes that share the probability it has one column, and so no noise at all; the symmetric
-    root √p ⊙ r − p (√p · r) has errors one and a half times as large on trained networks.
+    Of the many roots this takes the triangular one. Column k sets class k against all later ones:
+    √(p_k / (T_k T_k+1)) (T_k+1 e_k − Σ p_j e_j over j > k), with T the tail sums of p. Where two
+    classes share the probability a single column is left, and no error; the symmetric root
+    √p ⊙ r − p (√p · r) has errors up to twice as large on trained networks.
     """
     (out,), back = jax.vjp(fn, x)
     (p,), (weighted,) = back([jnp.ones_like(out)]), back([adjoint])
     c = weighted.sum(axes, keepdims=True)
-    first = jnp.sqrt(jnp.abs(c)) * _along_one_axis(_multinomial_root, axes, p, r)
-    sign = jnp.sign(c)
-    product = c * p * (1 - p)
+    root = _along_one_axis(_multinomial_root, axes, p.astype(wide_dtype(x.dtype)), r)
+    first = (jnp.sqrt(jnp.abs(c)) * root).astype(x.dtype)
+    sign, diagonal = jnp.sign(c), c * p * (1 - p)
     if c.size == 1:
-        return Noise(first, None, product, sign=sign.reshape(()))
-    return Noise(first, sign * first, product)
+        return Noise(Pair(first, None, sign.reshape(())), diagonal)
+    return Noise(Pair(first, sign * first), diagonal)
 
 
 def _multinomial_root(p: jax.Array, r: jax.Array) -> jax.Array:
     """The triangular root of diag p − p pᵀ times r, along the last axis."""
-    later = jnp.concatenate([p[..., 1:], jnp.zeros_like(p[..., :1])], -1)
-    later = lax.cumsum(later, p.ndim - 1, reverse=True)
+    axis = p.ndim - 1
+    later = jnp.concatenate([p[..., 1:], jnp.zeros_like(p[..., :1])], axis)
+    later = lax.cumsum(later, axis, reverse=True)
     safe = jnp.where(later > 0, later, 1)
     share = jnp.where(later > 0, jnp.sqrt(p / (p + safe)) * r, 0)
-    before = share / jnp.sqrt(safe)
-    return share * jnp.sqrt(safe) - p * (lax.cumsum(before, p.ndim - 1) - before)
+    pushed = share / jnp.sqrt(safe)
+    return share * jnp.sqrt(safe) - p * (lax.cumsum(pushed, axis) - pushed)
 
 
-def _along_one_axis(fn: Any, axes: Sequence[int], *arrays: jax.Array) -> jax.Array:
+def _along_one_axis(
+    fn: Callable[..., jax.Array], axes: Sequence[int], *arrays: jax.Array
+) -> jax.Array:
     """Applies a function along these axes, as one last axis."""
-    shape, places = arrays[0].shape, range(-len(axes), 0)
-    moved = [jnp.moveaxis(x, axes, places) for x in arrays]
-    lead = moved[0].shape[: len(shape) - len(axes)]
-    result = fn(*(x.reshape(*lead, -1) for x in moved))
-    return jnp.moveaxis(result.reshape(moved[0].shape), places, axes)
+    last = range(-len(axes), 0)
+    moved = [jnp.moveaxis(x, axes, last) for x in arrays]
+    shape = moved[0].shape
+    result = fn(*(x.reshape(*shape[: len(shape) - len(axes)], -1) for x in moved))
+    return jnp.moveaxis(result.reshape(shape), last, axes)
 
 
 def _general(
-    graph: Graph,
     block: Block,
-    fn: Any,
+    fn: Callable[..., Any],
     points: Sequence[jax.Array],
     adjoints: Sequence[jax.Array],
     drawn: Sequence[jax.Array],
 ) -> list[Noise]:
-    """s v and K v / s, with K v one product and the scale s of each row even in v."""
+    """s v and K v / s: one product with random signs v, and a scale s that is even in v.
 
-    def pull(*xs: jax.Array) -> Any:
-        return jax.vjp(fn, *xs)[1](list(adjoints))
-
+    The scale balances the two and has one value for each of the rows in which K has blocks. Inputs
+    that the operation is affine in one by one share s² so that their noise is alike relative to
+    their values.
+    """
+    pull = lambda *xs: jax.vjp(fn, *xs)[1](list(adjoints))
     products = jax.jvp(pull, tuple(points), tuple(drawn))[1]
-    if len(points) == 1:
-        apart = block.rows
-        axes = tuple(a for a in range(points[0].ndim) if a not in apart)
-        squares = [jnp.mean(jnp.square(products[0]), axes, keepdims=True)]
-    else:
-        count = sum(x.size for x in points)
-        squares = [sum(jnp.sum(jnp.square(kv)) for kv in products) / count] * len(points)
+    sizes = [_mean_square(kv, block.rows) for kv in products]
+    square = sum(size * kv.size for size, kv in zip(sizes, products, strict=True))
+    square = square / sum(kv.size for kv in products)
+    scale = jnp.sqrt(jnp.sqrt(square))
+    scales = [scale] * len(points)
+    if block.bilinear:
+        heights = [jnp.sqrt(_mean_square(x, ())) for x in points]
+        scales = [_ratio(scale * jnp.sqrt(a), jnp.sqrt(b)) for a, b in (heights, heights[::-1])]
     noise = []
-    for i, v, kv, square in zip(block.noisy, drawn, products, squares, strict=True):
-        scale = jnp.sqrt(jnp.sqrt(square))
-        safe = jnp.where(scale > 0, scale, 1)
-        second = jnp.where(scale > 0, kv / safe, 0)
-        alone = is_affine(graph, block.node, [i])
-        product = jnp.zeros_like(v) if alone else v * kv
-        noise.append(Noise(scale * v, second, product, is_diagonal=alone))
+    for v, kv, s in zip(drawn, products, scales, strict=True):
+        second = jnp.where(s > 0, kv / jnp.where(s > 0, s, 1), 0)
+        diagonal = jnp.zeros_like(v) if block.bilinear else v * kv
+        noise.append(Noise(Pair(s * v, second), diagonal))
     return noise
+
+
+def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), a)
+
+
+def _mean_square(x: jax.Array, rows: Sequence[int]) -> jax.Array:
+    axes = tuple(axis for axis in range(x.ndim) if axis not in rows)
+    return jnp.mean(jnp.square(x), axes, keepdims=True)

@@ -1,6 +1,6 @@
 """Curvature propagation: the whole Hessian diagonal estimated by one backward pass."""
 
-import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,19 +14,19 @@ from sapsel_jax._accumulate import (
     sum_over_examples,
     wide_dtype,
 )
-from sapsel_jax._blocks import Block, find_blocks
+from sapsel_jax._blocks import Block, as_function, find_blocks
 from sapsel_jax._checks import check_count, check_float_leaves
-from sapsel_jax._exact import _sum_of_chunk
-from sapsel_jax._graph import Graph, Values, restrict, trace
+from sapsel_jax._graph import Graph, Values, trace
 from sapsel_jax._hutchinson import _mean_of_probes
-from sapsel_jax._lifts import Record, Structure, add_up, lift, record
-from sapsel_jax._noise import Noise, Signs, draw, sizes_of
-from sapsel_jax._routes import BUDGET, Plan, choose
-from sapsel_jax._sites import Use
-from sapsel_jax._tangents import contract
+from sapsel_jax._lifts import Record, Structure, add_up, lift, record, structure
+from sapsel_jax._noise import Noise, Pair, Signs, draw, num_signs
+from sapsel_jax._routes import _varies
+from sapsel_jax._sites import Use, find_uses
+from sapsel_jax._tangents import Label, Tangent, contract
 from sapsel_jax._types import Batch, Diagonal, LossFn, Params
 
-EXACT_WORK = 0.0
+BUDGET = 2**24
+"""Entries that the temporaries of one chunk of examples may hold: 64 MB in float32."""
 
 
 def propagated_diagonal(
@@ -47,195 +47,220 @@ def propagated_diagonal(
     ) -> Any:
         check_float_leaves("params", params)
         num_examples = count_examples(batch, weights)
+        weights = None if weights is None else jnp.asarray(weights)
         leaves, tree = jax.tree.flatten(params)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         first = jax.tree.map(lambda x: x[0], batch)
         graph = trace(lambda p, example: loss_fn(p, example, *args), params, first)
-        plan = choose(graph)
-        propagation = plan_propagation(graph, plan)
-        at_once = microbatch or propagation.examples_at_once
+        structures = {use: structure(graph, use) for use in find_uses(graph)}
+        parts = _plan(graph, structures)
+        at_once = microbatch or examples_at_once(graph, structures)
 
         def one_probe(probe: jax.Array) -> Diagonal:
-            def chunk_sum(chunk: Any) -> Any:
+            own_key = lambda index: jax.random.fold_in(jax.random.fold_in(key, index), probe)
+
+            def chunk_sum(chunk: Any) -> list[jax.Array]:
                 examples, indices, w = chunk
-                own = lambda i: jax.random.fold_in(jax.random.fold_in(key, i), probe)
-                return propagation.sum_of_chunk(leaves, examples, jax.vmap(own)(indices), w)
+                keys = jax.vmap(own_key)(indices)
+                return _sum_of_chunk(parts, structures, leaves, examples, keys, w)
 
             examples = (batch, jnp.arange(num_examples), weights)
             total = sum_over_examples(chunk_sum, examples, num_examples, at_once)
-            return reduce_sum(total, num_examples, weights, reduction)
+            return tree.unflatten(reduce_sum(total, num_examples, weights, reduction))
 
-        return jax.tree.map(lambda x: x, _unflatten(tree, _mean_of_probes(one_probe, num_probes, return_error), return_error))
+        return _mean_of_probes(one_probe, num_probes, return_error)
 
     return diagonal
 
 
-def _unflatten(tree, result, pair):
-    return tuple(map(tree.unflatten, result)) if pair else tree.unflatten(result)
+def examples_at_once(graph: Graph, structures: dict[Use, Structure]) -> int:
+    """How many examples may run at once so that temporaries stay within the budget."""
+    entries = 4 * sum(graph.size(var) for node in graph.nodes for var in node.outs)
+    for use, found in structures.items():
+        entries += math.prod(found.tangent.value.shape)
+        if not found.is_diagonal:
+            entries += 2 * math.prod(label.size for label in found.order)
+    return max(1, BUDGET // max(entries, 1))
 
 
-def plan_propagation(graph: Graph, plan: Plan) -> "Propagation":
-    exact = [t for t in plan.tasks if not t.varying or t.work <= EXACT_WORK * plan.gradient_work]
-    uses = [use for task in plan.tasks if task not in exact for use in task.uses]
-    blocked, blocks = find_blocks(graph, [use.site for use in uses])
-    return Propagation(
-        graph, dataclasses.replace(plan, tasks=tuple(exact)), uses, blocked, blocks
-    )
+def _sum_of_chunk(
+    parts: Sequence["Propagation"],
+    structures: dict[Use, Structure],
+    leaves: list[jax.Array],
+    examples: Any,
+    keys: jax.Array,
+    weights: jax.Array | None,
+) -> list[jax.Array]:
+    """The weighted sum over examples, one array per leaf."""
+    total = [jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)) for leaf in leaves]
+    for part in parts:
+        batch, w = (examples, keys), weights
+        if not part.varying:  # the first example speaks for all
+            batch = jax.tree.map(lambda x: x[:1], batch)
+            w = jnp.asarray([len(keys)]) if w is None else w.sum(keepdims=True)
+        records = jax.vmap(lambda e, key, part=part: part.records(leaves, e, key))(*batch)
+        for use, one in zip(part.uses, records, strict=True):
+            amount = add_up(part.graph, use, structures[use], one, w)
+            total[use.leaf] += amount.astype(total[use.leaf].dtype)
+    return total
+
+
+def _plan(graph: Graph, structures: dict[Use, Structure]) -> list["Propagation"]:
+    """One pass for sites whose curvature varies between examples, one for the others."""
+    varies = {use: _varies(graph, use.site, graph.after([use.site])) for use in structures}
+    parts = []
+    for varying in (True, False):
+        uses = [use for use, found in varies.items() if found == varying]
+        if uses:
+            blocked, blocks = find_blocks(graph, [use.site for use in uses])
+            parts.append(Propagation(blocked, blocks, uses, structures, varying))
+    return parts
 
 
 class Propagation:
-    """What of a propagation is known before any number."""
+    """One backward pass, planned before there are numbers."""
 
     def __init__(
-        self, graph: Graph, exact: Plan, uses: list[Use], blocked: Graph, blocks: list[Block]
+        self,
+        graph: Graph,
+        blocks: list[Block],
+        uses: list[Use],
+        structures: dict[Use, Structure],
+        varying: bool,
     ) -> None:
-        self.original, self.exact, self.uses = graph, exact, uses
-        self.graph, self.blocks = blocked, blocks
-        self.structures: dict[Use, Structure] = exact.structures
-        self.sizes = [size for block in blocks for size in sizes_of(blocked, block)]
-        self.sites = set(use.site for use in uses)
-        self.needs_adjoint = self._needs_adjoint()
+        """Takes a graph of blocks, and the uses whose sites the signals are for."""
+        if any(block.node.name == "while" for block in blocks):
+            raise NotImplementedError(
+                "`loss_fn` has a `while` loop that depends on the parameters, which has no reverse "
+                "derivative; write it as `jax.lax.scan` or `jax.lax.fori_loop` with fixed bounds."
+            )
+        self.graph, self.blocks, self.uses = graph, blocks, uses
+        self.structures, self.varying = structures, varying
+        self.num_signs = num_signs(graph, blocks)
+        self.bends: set[int] = set()
+        """The variables whose adjoints the noise of earlier blocks depends on."""
+        for block in blocks:
+            if block.noisy or self.bends.intersection(block.moving):
+                self.bends.update(block.node.outs)
 
-    @property
-    def examples_at_once(self) -> int:
-        memory = 4 * sum(self.graph.size(v) for node in self.graph.nodes for v in node.outs)
-        return max(1, int(BUDGET / memory))
-
-    def _needs_adjoint(self) -> set[int]:
-        """The variables whose adjoint some noise nearer to the parameters depends on."""
-        needed: set[int] = set()
-        for block in self.blocks:
-            if block.noisy or any(block.node.ins[i] in needed for i in block.moving):
-                needed.update(block.node.outs)
-        return needed
-
-    def sum_of_chunk(self, leaves, examples, keys, weights) -> list[jax.Array]:
-        total = [jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)) for leaf in leaves]
-        if self.exact.tasks:
-            total = _sum_of_chunk(self.original, self.exact, leaves, examples, weights)
-        if self.uses:
-            records = jax.vmap(lambda e, k: self.records(leaves, e, k))(examples, keys)
-            for use, one in zip(self.uses, records, strict=True):
-                part = add_up(self.graph, use, self.structures[use], one, weights)
-                total[use.leaf] += part.astype(total[use.leaf].dtype)
-        return total
-
-    def records(self, leaves, example, key) -> list[Record]:
-        graph = self.graph
-        values = graph.evaluate(leaves, example)
-        signals = self.pull(values, Signs(key, self.sizes))
-        lifts: dict[Use, Any] = {}
+    def records(self, leaves: list[jax.Array], example: Any, key: jax.Array) -> list[Record]:
+        """What one example says of each use."""
+        values = self.graph.evaluate(leaves, example)
+        signals = self._propagate(values, Signs(key, self.num_signs))
         found = []
         for use in self.uses:
-            one = signals.at.get(use.site)
-            if one is None:
-                one = _Signal()
-            shape = graph.shape(use.site)
-            tangent, order = lift(graph, use, values)
+            signal = signals.get(use.site, Signal())
+            value = values[use.site]
+            tangent, order = lift(self.graph, use, values)
             if self.structures[use].is_diagonal:
-                result = one.curvature(shape, wide_dtype(graph.avals[use.site].dtype))
-                found.append(record(graph, use, values, result, tangent.value))
+                result = signal.curvature(value.shape, wide_dtype(value.dtype))
+                found.append(record(self.graph, use, values, result, tangent.value))
             else:
-                result = one.contracted(tangent, order, shape, wide_dtype(graph.avals[use.site].dtype))
-                found.append(record(graph, use, values, result))
+                result = signal.along(tangent, order, wide_dtype(value.dtype))
+                found.append(record(self.graph, use, values, result))
         return found
 
-    def pull(self, values: Values, signs: Signs) -> "_Signals":
-        graph = self.graph
-        (output,) = graph.outputs
+    def _propagate(self, values: Values, signs: Signs) -> dict[int, "Signal"]:
+        """The signals at every variable that a site reaches."""
+        output = self.graph.outputs[0]
         adjoints = {output: jnp.ones_like(values[output])}
-        at: dict[int, _Signal] = {}
+        signals: dict[int, Signal] = {}
         for block in reversed(self.blocks):
-            node = block.node
-            inputs = [values[var] for var in node.ins]
-            outs = [v for v in node.outs if jnp.issubdtype(graph.avals[v].dtype, jnp.floating)]
+            outs = [v for v in block.node.outs if self.graph.is_float(v)]
+            zero = lambda var: jnp.zeros_like(values[var])
             if block.noisy:
-                given = [adjoints.get(v, jnp.zeros_like(values[v])) for v in outs]
-                noise = draw(graph, block, inputs, given, signs)
+                given = [adjoints[v] if v in adjoints else zero(v) for v in outs]
+                noise = draw(block, values, given, signs)
             else:
                 noise = []
-            self.pass_through(block, inputs, outs, values, adjoints, at)
-            for i, n in zip(block.noisy, noise, strict=True):
-                at.setdefault(node.ins[i], _Signal()).noise.append(n)
-        return _Signals(at)
+            self._pull(block, outs, values, adjoints, signals)
+            for var, one in zip(block.noisy, noise, strict=True):
+                signals.setdefault(var, Signal()).noise.append(one)
+        return signals
 
-    def pass_through(self, block, inputs, outs, values, adjoints, at) -> None:
-        graph, node = self.graph, block.node
-        kinds: dict[str, list[Any]] = {}
-        if any(node.ins[i] in self.needs_adjoint for i in block.moving):
-            kinds["adjoint"] = [adjoints.get(v) for v in outs]
-        signals = [at.get(v) for v in outs]
-        if any(s is not None for s in signals):
-            tied = all(s is None or s.sign() is not None for s in signals) and len(outs) == 1
-            kinds["first"] = [s and s.total(0) for s in signals]
-            if not tied:
-                kinds["second"] = [s and s.total(1) for s in signals]
-        if not kinds:
+    def _pull(
+        self,
+        block: Block,
+        outs: list[int],
+        values: Values,
+        adjoints: Values,
+        signals: dict[int, "Signal"],
+    ) -> None:
+        """Adds what comes back through a block to the adjoints and signals of its inputs."""
+        rows: list[Values] = []
+        has_adjoint = bool(self.bends.intersection(block.moving))
+        if has_adjoint:
+            rows.append(adjoints)
+        pairs = {var: signals[var].pair() for var in outs if var in signals}
+        sign = _common_sign(list(pairs.values()))
+        if pairs:
+            rows.append({var: pair.first for var, pair in pairs.items()})
+            if sign is None:
+                rows.append({var: pair.both()[1] for var, pair in pairs.items()})
+        if not rows:
             return
-        rows = [
-            jnp.stack(
-                [
-                    jnp.zeros_like(values[v]) if row[j] is None else row[j].astype(values[v].dtype)
-                    for row in kinds.values()
-                ]
-            )
-            for j, v in enumerate(outs)
+        points = [values[var] for var in block.moving]
+        back = jax.vjp(as_function(block.node, block.moving, values), *points)[1]
+        zero = lambda var: jnp.zeros_like(values[var])
+        given = [
+            jnp.stack([row[var].astype(values[var].dtype) if var in row else zero(var) for row in rows])
+            for var in outs
         ]
-        fn = restrict(node, block.moving, inputs)
-        back = jax.vjp(fn, *(inputs[i] for i in block.moving))[1]
-        results = jax.vmap(back)(rows)
-        for i, result in zip(block.moving, results, strict=True):
-            var = node.ins[i]
-            named = dict(zip(kinds, result, strict=True))
-            if "adjoint" in named:
-                adjoints[var] = adjoints[var] + named["adjoint"] if var in adjoints else named["adjoint"]
-            if "first" in named:
-                sign = None if "second" in named else signals[0].sign()
-                at.setdefault(var, _Signal()).pulled.append((named["first"], named.get("second"), sign))
+        for var, result in zip(block.moving, jax.vmap(back)(given), strict=True):
+            arrays = list(result)
+            if has_adjoint:
+                adjoint = arrays.pop(0)
+                adjoints[var] = adjoints[var] + adjoint if var in adjoints else adjoint
+            if pairs:
+                pair = Pair(arrays[0], None, sign) if sign is not None else Pair(*arrays)
+                signals.setdefault(var, Signal()).pulled.append(pair)
 
 
-class _Signals:
-    def __init__(self, at): self.at = at
+def _common_sign(pairs: Sequence[Pair]) -> jax.Array | None:
+    """The sign that all second signals are the first ones times, if there is one."""
+    signs = [pair.sign for pair in pairs]
+    return signs[0] if signs and all(sign is signs[0] for sign in signs) else None
 
 
-class _Signal:
-    """What reaches one variable: signals pulled back to it, and noise added there."""
+class Signal:
+    """What reaches one variable: pairs pulled back to it, and noise that is added there."""
 
     def __init__(self) -> None:
-        self.pulled: list[Any] = []
+        """Begins with nothing."""
+        self.pulled: list[Pair] = []
         self.noise: list[Noise] = []
 
-    def parts(self, with_noise=True):
-        return self.pulled + ([(n.first, n.second, n.sign) for n in self.noise] if with_noise else [])
+    def pair(self) -> Pair:
+        """All of it."""
+        return _add([*self.pulled, *(one.pair for one in self.noise)])
 
-    def sign(self):
-        parts = self.parts()
-        if len(parts) == 1 and parts[0][1] is None:
-            return parts[0][2]
-        if parts and all(p[1] is None and p[2] is parts[0][2] for p in parts):
-            return parts[0][2]
-        return None
-
-    def total(self, which, with_noise=True):
-        parts = self.parts(with_noise)
-        if not parts:
-            return None
-        return sum(p[0] if which == 0 else (p[1] if p[1] is not None else p[2] * p[0]) for p in parts)
-
-    def curvature(self, shape, dtype):
+    def curvature(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """The diagonal at this variable. Products with noise that is added here have no part in it:
+        their expectation is known or zero.
+        """
         total = jnp.zeros(shape, dtype)
         if self.pulled:
-            total += self.total(0, False).astype(dtype) * self.total(1, False).astype(dtype)
-        for n in self.noise:
-            total += n.product.astype(dtype)
+            first, second = _add(self.pulled).both()
+            total += first.astype(dtype) * second.astype(dtype)
+        for one in self.noise:
+            total += one.diagonal.astype(dtype)
         return total
 
-    def contracted(self, tangent, order, shape, dtype):
-        if not self.parts():
+    def along(self, tangent: Tangent, order: Sequence[Label], dtype: Any) -> jax.Array:
+        """(Aᵀ b₁) ⊙ (Aᵀ b₂), with the columns of A the tangents of this variable."""
+        if not self.pulled and not self.noise:
             return jnp.zeros([label.size for label in order], dtype)
-        sign = self.sign()
-        if sign is not None:
-            return sign * contract([tangent], self.total(0).astype(dtype), order) ** 2
-        both = jnp.stack([self.total(0), self.total(1)]).astype(dtype)
+        pair = self.pair()
+        if pair.sign is not None:
+            return pair.sign * contract([tangent], pair.first.astype(dtype), order) ** 2
+        both = jnp.stack(pair.both()).astype(dtype)
         first, second = contract([tangent], both, order, num_rows=1)
         return first * second
+
+
+def _add(pairs: Sequence[Pair]) -> Pair:
+    sign = _common_sign(pairs)
+    if sign is not None:
+        return Pair(sum(pair.first for pair in pairs), None, sign)  # type: ignore[arg-type]
+    first, second = zip(*(pair.both() for pair in pairs), strict=True)
+    return Pair(sum(first), sum(second))  # type: ignore[arg-type]
