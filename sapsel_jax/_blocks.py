@@ -12,11 +12,11 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-from sapsel_jax._affine import is_affine
+from sapsel_jax._affine import PRODUCTS, is_affine
 from sapsel_jax._axes import axes_kept
 from sapsel_jax._graph import Graph, Node, Values, join, restrict
 
-Rule = Literal["none", "elementwise", "logsumexp", "general"]
+Rule = Literal["none", "elementwise", "logsumexp", "product", "general"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +29,6 @@ class Block:
       noisy: those of them that noise is added to; none where the operation is affine.
       rule: how the noise is drawn.
       rows: axes along which the Hessian in the noisy inputs has blocks of their own.
-      bilinear: the operation is affine in each of two noisy inputs.
     """
 
     node: Node
@@ -37,7 +36,6 @@ class Block:
     noisy: tuple[int, ...] = ()
     rule: Rule = "none"
     rows: tuple[int, ...] = ()
-    bilinear: bool = False
 
 
 def as_function(node: Node, variables: Sequence[int], values: Values) -> Callable[..., list[Any]]:
@@ -103,13 +101,14 @@ def _block(graph: Graph, node: Node, reached: dict[int, int]) -> Block:
         return Block(node, moving, noisy, "logsumexp")
     if node.elementwise and same and len(noisy) == 1:
         return Block(node, moving, noisy, "elementwise")
+    if node.name in PRODUCTS and len(noisy) == 2:
+        return Block(node, moving, noisy, "product")
     rows = ()
     if node.elementwise and same:
         rows = tuple(range(len(graph.shape(noisy[0]))))
     elif len(noisy) == 1:
         rows = _rows(graph, node, noisy[0])
-    bilinear = len(noisy) == 2 and all(_affine(graph, node, (var,)) for var in noisy)
-    return Block(node, moving, noisy, "general", rows, bilinear)
+    return Block(node, moving, noisy, "general", rows)
 
 
 def _affine(graph: Graph, node: Node, variables: Sequence[int]) -> bool:

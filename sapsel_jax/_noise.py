@@ -79,6 +79,8 @@ def draw(block: Block, values: Values, adjoints: Sequence[jax.Array], signs: Sig
         return [_elementwise(fn, points[0], adjoints[0], drawn[0])]
     if block.rule == "logsumexp":
         return [_logsumexp(fn, points[0], adjoints[0], drawn[0], block.node.params["axes"])]
+    if block.rule == "product":
+        return _product(fn, points, adjoints[0], drawn)
     return _general(block, fn, points, adjoints, drawn)
 
 
@@ -134,6 +136,29 @@ def _along_one_axis(
     return jnp.moveaxis(result.reshape(shape), last, axes)
 
 
+def _product(
+    fn: Callable[..., Any],
+    points: Sequence[jax.Array],
+    adjoint: jax.Array,
+    drawn: Sequence[jax.Array],
+) -> list[Noise]:
+    """S v and K (v / S), for a sum of products of entries of two inputs.
+
+    The scale S of an entry is the root of the size of its row of K, so that the noise is where the
+    curvature is. As every product has the coefficient 1, the squares of all rows of K are one
+    product of g² with ones.
+    """
+    ones = [jnp.ones_like(x) for x in points]
+    squares = jax.vjp(fn, *ones)[1]([jnp.square(adjoint)])
+    scales = [jnp.sqrt(jnp.sqrt(square)) for square in squares]
+    divided = [_divide(v, s) for v, s in zip(drawn, scales, strict=True)]
+    products = jax.vjp(fn, *divided)[1]([adjoint])
+    return [
+        Noise(Pair(s * v, kv), jnp.zeros_like(v))
+        for v, s, kv in zip(drawn, scales, products, strict=True)
+    ]
+
+
 def _general(
     block: Block,
     fn: Callable[..., Any],
@@ -143,30 +168,22 @@ def _general(
 ) -> list[Noise]:
     """s v and K v / s: one product with random signs v, and a scale s that is even in v.
 
-    The scale balances the two and has one value for each of the rows in which K has blocks. Inputs
-    that the operation is affine in one by one share s² so that their noise is alike relative to
-    their values.
+    The scale balances the two and has one value for each of the rows in which K has blocks.
     """
     pull = lambda *xs: jax.vjp(fn, *xs)[1](list(adjoints))
     products = jax.jvp(pull, tuple(points), tuple(drawn))[1]
     sizes = [_mean_square(kv, block.rows) for kv in products]
     square = sum(size * kv.size for size, kv in zip(sizes, products, strict=True))
-    square = square / sum(kv.size for kv in products)
-    scale = jnp.sqrt(jnp.sqrt(square))
-    scales = [scale] * len(points)
-    if block.bilinear:
-        heights = [jnp.sqrt(_mean_square(x, ())) for x in points]
-        scales = [_ratio(scale * jnp.sqrt(a), jnp.sqrt(b)) for a, b in (heights, heights[::-1])]
-    noise = []
-    for v, kv, s in zip(drawn, products, scales, strict=True):
-        second = jnp.where(s > 0, kv / jnp.where(s > 0, s, 1), 0)
-        diagonal = jnp.zeros_like(v) if block.bilinear else v * kv
-        noise.append(Noise(Pair(s * v, second), diagonal))
-    return noise
+    scale = jnp.sqrt(jnp.sqrt(square / sum(kv.size for kv in products)))
+    return [
+        Noise(Pair(scale * v, _divide(kv, scale)), v * kv)
+        for v, kv in zip(drawn, products, strict=True)
+    ]
 
 
-def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), a)
+def _divide(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Their ratio, or 0 where the scale is 0."""
+    return jnp.where(scale > 0, x / jnp.where(scale > 0, scale, 1), 0)
 
 
 def _mean_square(x: jax.Array, rows: Sequence[int]) -> jax.Array:
