@@ -16,7 +16,7 @@ from sapsel_jax._affine import PRODUCTS, is_affine
 from sapsel_jax._axes import axes_kept
 from sapsel_jax._graph import Graph, Node, Values, join, restrict
 
-Rule = Literal["none", "elementwise", "logsumexp", "product", "general"]
+Rule = Literal["none", "elementwise", "logsumexp", "softmax", "product", "general"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ def as_function(node: Node, variables: Sequence[int], values: Values) -> Callabl
 def find_blocks(graph: Graph, sites: Iterable[int]) -> tuple[Graph, list[Block]]:
     """The graph with each block as one operation, and the blocks from the sites to the output."""
     sites = list(dict.fromkeys(sites))
-    graph = dataclasses.replace(graph, nodes=_join_logsumexp(graph, set(sites)))
+    graph = dataclasses.replace(graph, nodes=_join_exponentials(graph, set(sites)))
     live = _live(graph, sites)
     for start in _forks(graph, live):
         region = _region(graph, live, start, set(sites))
@@ -97,8 +97,8 @@ def _block(graph: Graph, node: Node, reached: dict[int, int]) -> Block:
     if not noisy:
         return Block(node, moving)
     same = {graph.shape(var) for var in (*noisy, *node.outs)} == {graph.shape(noisy[0])}
-    if node.name == "logsumexp":
-        return Block(node, moving, noisy, "logsumexp")
+    if node.name in ("logsumexp", "softmax"):
+        return Block(node, moving, noisy, node.name)
     if node.elementwise and same and len(noisy) == 1:
         return Block(node, moving, noisy, "elementwise")
     if node.name in PRODUCTS and len(noisy) == 2:
@@ -177,34 +177,53 @@ def _region(graph: Graph, live: Sequence[Node], start: int, sites: set[int]) -> 
     return region if joined and len(region[-1].outs) == 1 else []
 
 
-def _join_logsumexp(graph: Graph, sites: set[int]) -> list[Node]:
-    """Joins exp, sum and log, wherever one follows another alone, to `logsumexp`."""
+def _join_exponentials(graph: Graph, sites: set[int]) -> list[Node]:
+    """Joins exp, sum and log to `logsumexp`, and exp, sum and division to `softmax`."""
     nodes = list(graph.nodes)
     for node in graph.nodes:
-        parts = _parts(node)
-        if node not in nodes or parts[-1].name != "exp" or not graph.sources[node.outs[0]]:
+        *before, exp = _parts(node)
+        e = node.outs[0]
+        if node not in nodes or exp.name != "exp" or not graph.sources[e] or e in sites:
             continue
-        chain, end, num_passing = [node], node, 0
-        while end.outs[0] not in sites and len(graph.consumers[end.outs[0]]) == 1:
-            (end,) = graph.consumers[end.outs[0]]
-            chain.append(end)
-            names = [part.name for part in _parts(end)]
-            num_passing = [name in _PASSING for name in [*names, "end"]].index(False)
-            if num_passing < len(names):
-                break
-        names = [part.name for step in chain[1:-1] for part in _parts(step)]
-        after = _parts(end)[num_passing:]
-        if names.count("reduce_sum") != 1 or not after or after[0].name != "log":
+        sums = [reader for reader in graph.consumers[e] if reader.name == "reduce_sum"]
+        others = [reader for reader in graph.consumers[e] if reader.name != "reduce_sum"]
+        if len(sums) != 1:
             continue
-        middle = [*chain[1:-1], *_parts(end)[:num_passing]]
-        whole = join([parts[-1], *middle, after[0]], after[0].outs[0], "logsumexp")
-        (total,) = (step for step in middle if step.name == "reduce_sum")
-        whole.params["axes"] = total.params["axes"]
-        before = _join_again(parts[:-1], parts[-1].ins[0])
-        place = nodes.index(end)
-        nodes[place : place + 1] = [*before, whole, *_join_again(after[1:], end.outs[0])]
-        nodes = [other for other in nodes if other not in chain]
+        chain = _follow(graph, sums[0], sites)
+        *middle, end = chain
+        after = _parts(end)
+        while after and after[0].name in _PASSING:
+            middle.append(after.pop(0))
+        if not after:
+            continue
+        name = ""
+        if after[0].name == "log" and not others:
+            name = "logsumexp"
+        if after[0].name == "div" and others == [end] and after[0].ins == (e, middle[-1].outs[0]):
+            name = "softmax"
+        if name:
+            whole = join([exp, *middle, after[0]], after[0].outs[0], name)
+            whole.params["axes"] = sums[0].params["axes"]
+            place = nodes.index(end)
+            nodes[place : place + 1] = [
+                *_join_again(before, exp.ins[0]),
+                whole,
+                *_join_again(after[1:], end.outs[0]),
+            ]
+            nodes = [other for other in nodes if other is not node and other not in chain]
     return nodes
+
+
+def _follow(graph: Graph, node: Node, sites: set[int]) -> list[Node]:
+    """An operation and those that follow it alone, to the first that does more than pass on."""
+    chain = [node]
+    while all(part.name in _PASSING for part in _parts(node)):
+        (var,) = node.outs
+        if var in sites or len(graph.consumers[var]) != 1:
+            break
+        (node,) = graph.consumers[var]
+        chain.append(node)
+    return chain
 
 
 _PASSING = {"reduce_sum", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "abs", "copy"}

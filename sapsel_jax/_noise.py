@@ -79,6 +79,8 @@ def draw(block: Block, values: Values, adjoints: Sequence[jax.Array], signs: Sig
         return [_elementwise(fn, points[0], adjoints[0], drawn[0])]
     if block.rule == "logsumexp":
         return [_logsumexp(fn, points[0], adjoints[0], drawn[0], block.node.params["axes"])]
+    if block.rule == "softmax":
+        return [_softmax(fn, points[0], adjoints[0], drawn[0], block.node.params["axes"])]
     if block.rule == "product":
         return _product(fn, points, adjoints[0], drawn)
     return _general(block, fn, points, adjoints, drawn)
@@ -112,6 +114,20 @@ def _logsumexp(
     if c.size == 1:
         return Noise(Pair(first, None, sign.reshape(())), diagonal)
     return Noise(Pair(first, sign * first), diagonal)
+
+
+def _softmax(
+    fn: Callable[..., Any], x: jax.Array, adjoint: jax.Array, r: jax.Array, axes: Sequence[int]
+) -> Noise:
+    """P √|d| r and P sign(d) √|d| r with P = 1 − p 1ᵀ: the Hessian of ⟨g, softmax⟩ is P diag(d) Pᵀ.
+
+    d = p ⊙ (g − p · g) is what the adjoint becomes before the softmax p.
+    """
+    (p,), back = jax.vjp(fn, x)
+    (d,) = back([adjoint])
+    root = jnp.sqrt(jnp.abs(d)) * r
+    project = lambda y: y - p * y.sum(axes, keepdims=True)
+    return Noise(Pair(project(root), project(jnp.sign(d) * root)), d * (1 - 2 * p))
 
 
 def _multinomial_root(p: jax.Array, r: jax.Array) -> jax.Array:
