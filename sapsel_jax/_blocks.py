@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from sapsel_jax._affine import PRODUCTS, is_affine
 from sapsel_jax._axes import axes_kept
-from sapsel_jax._graph import Graph, Node, Values, join, restrict
+from sapsel_jax._graph import PASSING, Graph, Node, Values, join, restrict
 
 Rule = Literal["none", "elementwise", "logsumexp", "softmax", "product", "general"]
 
@@ -29,6 +29,8 @@ class Block:
       noisy: those of them that noise is added to; none where the operation is affine.
       rule: how the noise is drawn.
       rows: axes along which the Hessian in the noisy inputs has blocks of their own.
+      carries: the operation only adds something fixed, or changes the sign, so that noise after it
+        is noise before it.
     """
 
     node: Node
@@ -36,6 +38,7 @@ class Block:
     noisy: tuple[int, ...] = ()
     rule: Rule = "none"
     rows: tuple[int, ...] = ()
+    carries: bool = False
 
 
 def as_function(node: Node, variables: Sequence[int], values: Values) -> Callable[..., list[Any]]:
@@ -95,7 +98,9 @@ def _block(graph: Graph, node: Node, reached: dict[int, int]) -> Block:
     bent = {var for group in groups if not _affine(graph, node, group) for var in group}
     noisy = tuple(var for var in moving if var in bent)
     if not noisy:
-        return Block(node, moving)
+        first, alike = moving[0], lambda var: (graph.shape(var), graph.avals[var].dtype)
+        carries = node.name in PASSING and len(moving) == 1 and node.ins.count(first) == 1
+        return Block(node, moving, carries=carries and alike(first) == alike(node.outs[0]))
     same = {graph.shape(var) for var in (*noisy, *node.outs)} == {graph.shape(noisy[0])}
     if node.name in ("logsumexp", "softmax"):
         return Block(node, moving, noisy, node.name)

@@ -58,11 +58,12 @@ class Noise:
     Attributes:
       pair: what is added.
       diagonal: entries whose expectation is the diagonal of the block's Hessian in this input. Where
-        that is enough, it takes the place of products of noise, whose error would be larger.
+        that is enough, it takes the place of products of noise, whose error would be larger. None
+        for noise drawn for several inputs together, as products with its other parts count too.
     """
 
     pair: Pair
-    diagonal: jax.Array
+    diagonal: jax.Array | None
 
 
 def num_signs(graph: Graph, blocks: Sequence[Block]) -> list[int]:
@@ -170,7 +171,7 @@ def _product(
     divided = [_divide(v, s) for v, s in zip(drawn, scales, strict=True)]
     products = jax.vjp(fn, *divided)[1]([adjoint])
     return [
-        Noise(Pair(s * v, kv), jnp.zeros_like(v))
+        Noise(Pair(s * v, kv), None)
         for v, s, kv in zip(drawn, scales, products, strict=True)
     ]
 
@@ -192,7 +193,7 @@ def _general(
     square = sum(size * kv.size for size, kv in zip(sizes, products, strict=True))
     scale = jnp.sqrt(jnp.sqrt(square / sum(kv.size for kv in products)))
     return [
-        Noise(Pair(scale * v, _divide(kv, scale)), v * kv)
+        Noise(Pair(scale * v, _divide(kv, scale)), v * kv if len(points) == 1 else None)
         for v, kv in zip(drawn, products, strict=True)
     ]
 
@@ -203,5 +204,8 @@ def _divide(x: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def _mean_square(x: jax.Array, rows: Sequence[int]) -> jax.Array:
+    """For each row, or one number where there are none."""
+    if not rows:
+        return jnp.mean(jnp.square(x))
     axes = tuple(axis for axis in range(x.ndim) if axis not in rows)
     return jnp.mean(jnp.square(x), axes, keepdims=True)

@@ -168,6 +168,10 @@ class Propagation:
         for block in reversed(self.blocks):
             outs = [v for v in block.node.outs if self.graph.is_float(v)]
             zero = lambda var: jnp.zeros_like(values[var])
+            if block.carries and outs[0] in signals:
+                # As it is, and so with the diagonal of its Hessian, for sites that come before.
+                before = signals.setdefault(block.moving[0], Signal())
+                before.noise += signals[outs[0]].alone()
             if block.noisy:
                 given = [adjoints[v] if v in adjoints else zero(v) for v in outs]
                 noise = draw(block, values, given, signs)
@@ -191,7 +195,8 @@ class Propagation:
         has_adjoint = bool(self.bends.intersection(block.moving))
         if has_adjoint:
             rows.append(adjoints)
-        pairs = {var: signals[var].pair() for var in outs if var in signals}
+        found = {var: signals[var].pairs(signals[var].alone() if block.carries else ()) for var in outs if var in signals}
+        pairs = {var: _add(some) for var, some in found.items() if some}
         sign = _common_sign(list(pairs.values()))
         if pairs:
             rows.append({var: pair.first for var, pair in pairs.items()})
@@ -230,27 +235,28 @@ class Signal:
         self.pulled: list[Pair] = []
         self.noise: list[Noise] = []
 
-    def pair(self) -> Pair:
-        """All of it."""
-        return _add([*self.pulled, *(one.pair for one in self.noise)])
+    def alone(self) -> list[Noise]:
+        """The noise whose products with all else have no expectation."""
+        return [one for one in self.noise if one.diagonal is not None]
+
+    def pairs(self, without: Sequence[Noise] = ()) -> list[Pair]:
+        """All of it, but for some noise."""
+        return [*self.pulled, *(one.pair for one in self.noise if one not in without)]
 
     def curvature(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """The diagonal at this variable. Products with noise that is added here have no part in it:
-        their expectation is known or zero.
-        """
-        total = jnp.zeros(shape, dtype)
-        if self.pulled:
-            first, second = _add(self.pulled).both()
+        """The diagonal at this variable, without the products that have no expectation."""
+        total, alone = jnp.zeros(shape, dtype), self.alone()
+        pairs = self.pairs(without=alone)
+        if pairs:
+            first, second = _add(pairs).both()
             total += first.astype(dtype) * second.astype(dtype)
-        for one in self.noise:
-            total += one.diagonal.astype(dtype)
-        return total
+        return total + sum(one.diagonal.astype(dtype) for one in alone if one.diagonal is not None)
 
     def along(self, tangent: Tangent, order: Sequence[Label], dtype: Any) -> jax.Array:
         """(Aᵀ b₁) ⊙ (Aᵀ b₂), with the columns of A the tangents of this variable."""
-        if not self.pulled and not self.noise:
+        if not self.pairs():
             return jnp.zeros([label.size for label in order], dtype)
-        pair = self.pair()
+        pair = _add(self.pairs())
         if pair.sign is not None:
             return pair.sign * contract([tangent], pair.first.astype(dtype), order) ** 2
         both = jnp.stack(pair.both()).astype(dtype)
