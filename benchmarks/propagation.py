@@ -4,20 +4,24 @@ Cost is in gradient equivalents: time over that of one gradient of the same mean
 batch, the two timed in turn.
 """
 
+import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 import sapsel_jax as sap
 from benchmarks.data import load_dataset
+from sapsel_jax import _blocks, _propagation
 
 NUM_EXAMPLES = 512
 NUM_KEYS = 8
@@ -49,7 +53,9 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """LayerNorm over the last axis."""
     centred = x - x.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5) * scale + bias
+    return (
+        centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5) * scale + bias
+    )
 
 
 def _dense(key: jax.Array, *shape: int) -> jax.Array:
@@ -117,7 +123,10 @@ def transformer(
                 "value": _dense(next(keys), width, width),
                 "out": _dense(next(keys), width, width),
                 "norm2": norm(),
-                "up": {"kernel": _dense(next(keys), width, 2 * width), "bias": jnp.zeros(2 * width)},
+                "up": {
+                    "kernel": _dense(next(keys), width, 2 * width),
+                    "bias": jnp.zeros(2 * width),
+                },
                 "down": _dense(next(keys), 2 * width, width),
             }
             for _ in range(num_layers)
@@ -144,9 +153,7 @@ def transformer(
     return loss_fn, params
 
 
-def resnet(
-    widths: tuple[int, ...] = (24, 48, 96), blocks_per_stage: int = 3
-) -> tuple[Any, Any]:
+def resnet(widths: tuple[int, ...] = (32, 64, 128), blocks_per_stage: int = 3) -> tuple[Any, Any]:
     """A ResNet for 32×32×3 with batch norm at fixed statistics: about a million parameters."""
     keys = iter(jax.random.split(jax.random.key(3), 100))
 
@@ -248,9 +255,7 @@ def gradient_equivalents(
     fn: Callable[..., Any], loss_fn: Any, params: Any, batch: Any, *rest: Any, seconds: float = 2.0
 ) -> float:
     """The cost of a compiled function of (params, batch, ...), against one gradient."""
-    gradient = jax.jit(
-        jax.grad(lambda p, b: jnp.mean(jax.vmap(loss_fn, (None, 0))(p, b)))
-    )
+    gradient = jax.jit(jax.grad(lambda p, b: jnp.mean(jax.vmap(loss_fn, (None, 0))(p, b))))
     calls = [lambda: gradient(params, batch), lambda: fn(params, batch, *rest)]
     times: list[list[float]] = [[], []]
     for call in calls:
@@ -264,13 +269,20 @@ def gradient_equivalents(
     return float(np.median(times[1]) / np.median(times[0]))
 
 
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, ties sharing their mean rank."""
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
 def quality(want: np.ndarray, estimates: list[np.ndarray]) -> dict[str, float]:
     """Error, rank correlation and overlap of the top 5 %, averaged over estimates."""
     top = len(want) // 20
     best = set(np.argsort(-want)[:top])
     return {
-        "error": float(np.mean([np.linalg.norm(e - want) for e in estimates]) / np.linalg.norm(want)),
-        "rank_correlation": float(np.mean([spearmanr(e, want).statistic for e in estimates])),
+        "error": float(
+            np.mean([np.linalg.norm(e - want) for e in estimates]) / np.linalg.norm(want)
+        ),
+        "rank_correlation": float(np.mean([rank_correlation(e, want) for e in estimates])),
         "top_overlap": float(
             np.mean([len(best & set(np.argsort(-e)[:top])) / top for e in estimates])
         ),
@@ -287,3 +299,86 @@ def run(names: tuple[str, ...] = tuple(NETWORKS), **options: Any) -> list[dict[s
         cost = gradient_equivalents(estimate, loss_fn, params, batch, jax.random.key(0))
         rows.append({"network": name, "cost": cost, **quality(exact(name), estimates)})
     return rows
+
+
+def run_large(seconds: float = 60.0) -> list[dict[str, Any]]:
+    """Cost and peak memory of one probe on a ResNet of a million parameters and a transformer."""
+    sizes = {
+        "resnet": (resnet(), (32, 32, 3), 32),
+        "transformer": (transformer(6, (32, 96), 128, heads=4), (32, 32, 3), 32),
+    }
+    rows = []
+    for name, ((loss_fn, params), shape, num_examples) in sizes.items():
+        keys = jax.random.split(jax.random.key(0), 2)
+        labels = jax.random.randint(keys[1], (num_examples,), 0, 10)
+        batch = (jax.random.uniform(keys[0], (num_examples, *shape)), labels)
+        estimate = jax.jit(sap.propagated_diagonal(loss_fn))
+        memory = estimate.lower(params, batch, keys[0]).compile().memory_analysis()
+        cost = gradient_equivalents(estimate, loss_fn, params, batch, keys[0], seconds=seconds)
+        num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+        megabytes = None if memory is None else memory.temp_size_in_bytes / 2**20
+        rows.append(
+            {"network": name, "parameters": num_parameters, "cost": cost, "megabytes": megabytes}
+        )
+    return rows
+
+
+def run_depth(depths: tuple[int, ...] = (2, 4, 8, 16, 32), width: int = 32) -> list[dict[str, Any]]:
+    """Cost of one probe against depth, for tanh networks of one width."""
+    rows = []
+    for depth in depths:
+        loss_fn, params = mlp("tanh", (64, *[width] * (depth - 1), 10))
+        images, labels = load_dataset("digits", seed=0).train
+        batch = (jnp.asarray(images[:NUM_EXAMPLES]), jnp.asarray(labels[:NUM_EXAMPLES]))
+        row: dict[str, Any] = {"layers": depth}
+        for name in ("propagated_diagonal", "hutchinson_diagonal"):
+            estimate = jax.jit(getattr(sap, name)(loss_fn))
+            row[name] = gradient_equivalents(estimate, loss_fn, params, batch, jax.random.key(0))
+        rows.append(row)
+    return rows
+
+
+def run_rules(
+    names: tuple[str, ...] = ("relu mlp", "gelu mlp", "attention"),
+) -> list[dict[str, Any]]:
+    """The error of one probe without each rule in turn: what the rule is worth."""
+    rows = []
+    for rule in ("all rules", *ABLATIONS):
+        row: dict[str, Any] = {"without": rule}
+        for name in names:
+            loss_fn, params, batch = trained(name)
+            with ABLATIONS.get(rule, contextlib.nullcontext)():
+                estimate = jax.jit(sap.propagated_diagonal(loss_fn))
+                estimates = [
+                    flat(estimate(params, batch, jax.random.key(i))) for i in range(NUM_KEYS)
+                ]
+            row[name] = quality(exact(name), estimates)["error"]
+        rows.append(row)
+    return rows
+
+
+def _general_for(*rules: str) -> Callable[[], Any]:
+    """Lets these blocks take the general rule."""
+
+    def change(graph: Any, node: Any, reached: Any) -> Any:
+        block = make(graph, node, reached)
+        return dataclasses.replace(block, rule="general") if block.rule in rules else block
+
+    make = _blocks._block
+    return lambda: mock.patch.object(_blocks, "_block", change)
+
+
+ABLATIONS = {
+    "regions found by the graph": lambda: mock.patch.object(_blocks, "_region", return_value=[]),
+    "joining exp, sum, log or division": lambda: mock.patch.object(
+        _blocks, "_join_exponentials", lambda graph, sites: list(graph.nodes)
+    ),
+    "root of logsumexp": _general_for("logsumexp"),
+    "root of softmax": _general_for("softmax"),
+    "roots of elementwise blocks": _general_for("elementwise"),
+    "scales of products": _general_for("product"),
+    "known diagonals of noise": lambda: mock.patch.object(
+        _propagation.Signal, "alone", return_value=[]
+    ),
+}
+"""What is taken away, and how."""

@@ -57,8 +57,8 @@ class Noise:
 
     Attributes:
       pair: what is added.
-      diagonal: entries whose expectation is the diagonal of the block's Hessian in this input. Where
-        that is enough, it takes the place of products of noise, whose error would be larger. None
+      diagonal: entries whose expectation is the diagonal of the block's Hessian in this input.
+        Where that is enough, it takes the place of products of noise, whose error is larger. None
         for noise drawn for several inputs together, as products with its other parts count too.
     """
 
@@ -170,10 +170,7 @@ def _product(
     scales = [jnp.sqrt(jnp.sqrt(square)) for square in squares]
     divided = [_divide(v, s) for v, s in zip(drawn, scales, strict=True)]
     products = jax.vjp(fn, *divided)[1]([adjoint])
-    return [
-        Noise(Pair(s * v, kv), None)
-        for v, s, kv in zip(drawn, scales, products, strict=True)
-    ]
+    return [Noise(Pair(s * v, kv), None) for v, s, kv in zip(drawn, scales, products, strict=True)]
 
 
 def _general(

@@ -1,5 +1,6 @@
 """Curvature propagation: the whole Hessian diagonal estimated by one backward pass."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,6 +38,53 @@ def propagated_diagonal(
     reduction: str = "mean",
     return_error: bool = False,
 ) -> Callable[..., Any]:
+    """The Hessian diagonal of a loss over a batch, estimated by one backward pass.
+
+    Beside the adjoint of each example's loss the pass carries two random signals b₁ and b₂. Where
+    an operation bends, noise is added to both whose outer product is that operation's Hessian in
+    expectation, anew for every example and block. So E[b₁ b₂ᵀ] is the Hessian of the loss in every
+    variable, and where a leaf enters by z = A w + ..., (Aᵀ b₁) ⊙ (Aᵀ b₂) at z is an unbiased
+    estimate of its diagonal. In tied and recurrent weights and leaves that enter non-linearly the
+    signals are carried to the leaf itself. In ReLU networks nothing is random but at the loss.
+
+    Args:
+      loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
+      num_probes: how many such passes, at least 1; they run one after the other.
+      microbatch: how many examples are worked on at once, at least 1. Memory grows with it in
+        proportion; the default is as many as fit into about 64 MB. The draws belong to the
+        examples, so the result does not depend on it but for rounding.
+      reduction: "mean" or "sum" over the examples.
+      return_error: also return the standard error of each entry, from the spread between probes;
+        needs `num_probes >= 2`.
+
+    Returns:
+      A function `(params, batch, key, *args, weights=None)` that returns a pytree shaped like
+      `params`, in float32 or wider; with `return_error` a pair `(diagonal, standard_error)`.
+
+    Raises:
+      TypeError: if `params` holds anything but real floating-point arrays.
+      ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
+        shape, if a count is too small or `reduction` is unknown.
+      NotImplementedError: if a `while` loop depends on the parameters.
+
+    Cost: about 1.5 to 2.5 gradient equivalents a probe for multilayer perceptrons and small
+      convolutional networks, 3 to 4 for attention with LayerNorm; it does not grow with depth.
+
+    Source: J. Martens, I. Sutskever, K. Swersky, "Estimating the Hessian by Back-propagating
+      Curvature" (2012), with two real signals for a complex one, and for any JAX function.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> def loss_fn(w, example):  # softmax regression is exact: no noise lies before its logits
+      ...     x, label = example
+      ...     return -jax.nn.log_softmax(x @ w)[label]
+      >>> batch = (jnp.array([[1.0, 2.0]]), jnp.array([0]))
+      >>> sap.propagated_diagonal(loss_fn)(jnp.zeros((2, 2)), batch, jax.random.key(0))
+      Array([[0.25, 0.25],
+             [1.  , 1.  ]], dtype=float32)
+    """
     check_count("num_probes", num_probes, minimum=1)
     if return_error and num_probes < 2:
         raise ValueError(f"`return_error` needs `num_probes` of at least 2; got {num_probes}.")
@@ -76,7 +124,7 @@ def propagated_diagonal(
 def examples_at_once(graph: Graph, structures: dict[Use, Structure]) -> int:
     """How many examples may run at once so that temporaries stay within the budget."""
     entries = 4 * sum(graph.size(var) for node in graph.nodes for var in node.outs)
-    for use, found in structures.items():
+    for found in structures.values():
         entries += math.prod(found.tangent.value.shape)
         if not found.is_diagonal:
             entries += 2 * math.prod(label.size for label in found.order)
@@ -98,7 +146,7 @@ def _sum_of_chunk(
         if not part.varying:  # the first example speaks for all
             batch = jax.tree.map(lambda x: x[:1], batch)
             w = jnp.asarray([len(keys)]) if w is None else w.sum(keepdims=True)
-        records = jax.vmap(lambda e, key, part=part: part.records(leaves, e, key))(*batch)
+        records = jax.vmap(functools.partial(part.records, leaves))(*batch)
         for use, one in zip(part.uses, records, strict=True):
             amount = add_up(part.graph, use, structures[use], one, w)
             total[use.leaf] += amount.astype(total[use.leaf].dtype)
@@ -195,7 +243,11 @@ class Propagation:
         has_adjoint = bool(self.bends.intersection(block.moving))
         if has_adjoint:
             rows.append(adjoints)
-        found = {var: signals[var].pairs(signals[var].alone() if block.carries else ()) for var in outs if var in signals}
+        found = {
+            var: signals[var].pairs(signals[var].alone() if block.carries else ())
+            for var in outs
+            if var in signals
+        }
         pairs = {var: _add(some) for var, some in found.items() if some}
         sign = _common_sign(list(pairs.values()))
         if pairs:
@@ -208,7 +260,9 @@ class Propagation:
         back = jax.vjp(as_function(block.node, block.moving, values), *points)[1]
         zero = lambda var: jnp.zeros_like(values[var])
         given = [
-            jnp.stack([row[var].astype(values[var].dtype) if var in row else zero(var) for row in rows])
+            jnp.stack(
+                [row[var].astype(values[var].dtype) if var in row else zero(var) for row in rows]
+            )
             for var in outs
         ]
         for var, result in zip(block.moving, jax.vmap(back)(given), strict=True):

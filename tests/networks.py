@@ -106,7 +106,9 @@ def resnet_block():
 
     def convolve(x, kernel):
         names = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=names)
+        return jax.lax.conv_general_dilated(
+            x[None], kernel, (1, 1), "SAME", dimension_numbers=names
+        )
 
     def norm(x, scale, bias):
         return (x[0] - statistics["mean"]) / jnp.sqrt(statistics["var"] + 1e-5) * scale + bias
