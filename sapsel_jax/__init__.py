@@ -34,6 +34,7 @@ from sapsel_jax._patches import (
     revert_patch,
     save_patch,
 )
+from sapsel_jax._propagation import propagated_diagonal
 from sapsel_jax._scoring import (
     score_brain_damage,
     score_decrease,
@@ -105,6 +106,7 @@ __all__ = [
     "mean_init",
     "mean_update",
     "probe_diagonal",
+    "propagated_diagonal",
     "revert_patch",
     "sampled_gauss_newton_diagonal",
     "save_mask",

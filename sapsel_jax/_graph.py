@@ -83,6 +83,10 @@ class Graph:
         """The number of entries of a variable."""
         return self.avals[var].size
 
+    def is_float(self, var: int) -> bool:
+        """Whether a variable holds real floating-point numbers."""
+        return jnp.issubdtype(self.avals[var].dtype, jnp.floating)
+
     def after(self, sources: Iterable[int]) -> list[Node]:
         """The operations that variables reach differentiably, in order."""
         reached = set(sources)
@@ -302,17 +306,18 @@ def _join_elementwise(graph: Graph) -> list[Node]:
         ]
         if len(nodes) > 1 and len(ends) == 1 and graph.sources[ends[0]]:
             joined.update(dict.fromkeys(nodes))
-            joined[nodes[-1]] = _join(nodes, ends[0])
+            joined[nodes[-1]] = join(nodes, ends[0], "elementwise", elementwise=True)
     graph.__dict__.pop("consumers", None)
     merged = [joined.get(node, node) for node in graph.nodes]
     return [node for node in merged if node is not None]
 
 
-def _join(nodes: list[Node], end: int) -> Node:
-    inside = {node.outs[0] for node in nodes}
+def join(nodes: Sequence[Node], end: int, name: str, *, elementwise: bool = False) -> Node:
+    """Operations in order as one, with one result; `params["parts"]` holds them."""
+    inside = {var for node in nodes for var in node.outs}
     ins = tuple(dict.fromkeys(v for node in nodes for v in node.ins if v not in inside))
 
     def apply(*values: Any) -> Sequence[Any]:
         return [run(nodes, dict(zip(ins, values, strict=True)))[end]]
 
-    return Node("elementwise", ins, (end,), apply, {}, elementwise=True)
+    return Node(name, ins, (end,), apply, {"parts": tuple(nodes)}, elementwise)

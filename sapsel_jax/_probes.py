@@ -39,4 +39,4 @@ def mean_of_probes(
     if not return_error:
         return mean
     scale = 1 / (num_probes * (num_probes - 1))
-    return mean, jax.tree.map(lambda s: jnp.sqrt(s * scale), squares)
+    return mean, jax.tree.map(lambda s: jnp.sqrt(jnp.maximum(s, 0) * scale), squares)

@@ -98,3 +98,130 @@ def relative_error(got, want):
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
     differences = [jnp.abs(a - b).max() for a, b in pairs if b.size]
     return max(differences) / max(jnp.abs(b).max() for b in jax.tree.leaves(want) if b.size)
+
+
+def gated_unit():
+    """A gated unit, the gate's bias in both branches: 51 parameters."""
+    keys = iter(jax.random.split(jax.random.key(2), 8))
+    params = {
+        "up": normal(next(keys), 4, 4),
+        "gate": normal(next(keys), 4, 4) * 2,
+        "bias": normal(next(keys), 4),
+        "down": normal(next(keys), 4, 3),
+        "out": normal(next(keys), 3),
+    }
+
+    def loss_fn(params, example):
+        x, label = example
+        hidden = (x @ params["up"] + params["bias"]) * jax.nn.silu(
+            x @ params["gate"] + params["bias"]
+        )
+        return cross_entropy(hidden @ params["down"] + params["out"], label)
+
+    return loss_fn, params, (normal(next(keys), 5, 4) * 3, jnp.array([0, 1, 2, 0, 1]))
+
+
+def resnet_block():
+    """Two convolutions with batch norm at fixed statistics, around them a shortcut."""
+    keys = iter(jax.random.split(jax.random.key(3), 8))
+    params = {
+        "conv1": normal(next(keys), 3, 3, 2, 2) / 2,
+        "scale1": jnp.array([1.1, 0.8]),
+        "bias1": jnp.array([0.1, -0.2]),
+        "conv2": normal(next(keys), 3, 3, 2, 2) / 2,
+        "scale2": jnp.array([0.9, 1.2]),
+        "bias2": jnp.array([0.0, 0.3]),
+        "dense": normal(next(keys), 2, 3),
+    }
+    statistics = {"mean": jnp.array([0.2, -0.1]), "var": jnp.array([0.7, 1.4])}
+
+    def convolve(x, kernel):
+        names = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x[None], kernel, (1, 1), "SAME", dimension_numbers=names
+        )
+
+    def norm(x, scale, bias):
+        return (x[0] - statistics["mean"]) / jnp.sqrt(statistics["var"] + 1e-5) * scale + bias
+
+    def loss_fn(params, example):
+        x, label = example
+        y = jax.nn.silu(norm(convolve(x, params["conv1"]), params["scale1"], params["bias1"]))
+        y = norm(convolve(y, params["conv2"]), params["scale2"], params["bias2"])
+        pooled = jax.nn.silu(x + y).mean((0, 1))
+        return cross_entropy(pooled @ params["dense"], label)
+
+    return loss_fn, params, (normal(next(keys), 4, 4, 4, 2) * 2, jnp.array([0, 1, 2, 0]))
+
+
+def attention_block():
+    """Embedding, LayerNorm, two heads of attention, a dense layer: 5 tokens of 4 numbers."""
+    keys = iter(jax.random.split(jax.random.key(4), 12))
+    params = {
+        "embed": normal(next(keys), 6, 4) * 2,
+        "position": normal(next(keys), 5, 4),
+        "scale": jnp.array([1.2, 0.8, 1.0, 0.9]),
+        "bias": jnp.array([0.1, 0.0, -0.1, 0.2]),
+        "query": normal(next(keys), 4, 4) * 1.5,
+        "key": normal(next(keys), 4, 4) * 1.5,
+        "value": normal(next(keys), 4, 4),
+        "out": normal(next(keys), 4, 3),
+    }
+
+    def loss_fn(params, example):
+        ids, label = example
+        x = params["embed"][ids] + params["position"]
+        centred = x - x.mean(-1, keepdims=True)
+        x = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-3)
+        x = x * params["scale"] + params["bias"]
+        query, key, value = ((x @ params[k]).reshape(5, 2, 2) for k in ("query", "key", "value"))
+        weights = jax.nn.softmax(jnp.einsum("ihd,jhd->hij", query, key))
+        x = jnp.einsum("hij,jhd->ihd", weights, value).reshape(5, 4)
+        return cross_entropy(x.mean(0) @ params["out"], label)
+
+    ids = jax.random.randint(next(keys), (4, 5), 0, 6)
+    return loss_fn, params, (ids, jnp.array([0, 1, 2, 0]))
+
+
+def tied_weights():
+    """One matrix as encoder and, transposed, as decoder."""
+    keys = iter(jax.random.split(jax.random.key(5), 4))
+    params = {"kernel": normal(next(keys), 4, 3), "bias": jnp.array([0.1, -0.3, 0.2])}
+
+    def loss_fn(params, x):
+        hidden = jnp.tanh(x @ params["kernel"] + params["bias"])
+        return 0.5 * jnp.sum((hidden @ params["kernel"].T - x) ** 2)
+
+    return loss_fn, params, normal(next(keys), 5, 4)
+
+
+def recurrent(length=4):
+    """A recurrent cell in `lax.scan`: its weights are used at every step."""
+    keys = iter(jax.random.split(jax.random.key(6), 8))
+    params = {
+        "cell": normal(next(keys), 3, 3) / 2,
+        "in": normal(next(keys), 2, 3) / 2,
+        "out": normal(next(keys), 3, 3),
+    }
+
+    def loss_fn(params, example):
+        xs, label = example
+        step = lambda h, x: (jnp.tanh(h @ params["cell"] + x @ params["in"]), None)
+        h, _ = jax.lax.scan(step, jnp.zeros(3, xs.dtype), xs)
+        return cross_entropy(h @ params["out"], label)
+
+    return loss_fn, params, (normal(next(keys), 4, length, 2), jnp.array([0, 1, 2, 0]))
+
+
+def used_nonlinearly():
+    """A kernel behind an exponential, a vector normalised to length 1, a penalty on the weights."""
+    keys = iter(jax.random.split(jax.random.key(7), 4))
+    params = {"log": normal(next(keys), 3, 3), "direction": jnp.array([0.5, -1.0, 2.0])}
+
+    def loss_fn(params, example):
+        x, label = example
+        unit = params["direction"] / jnp.linalg.norm(params["direction"])
+        penalty = 0.05 * sum(jnp.sum(leaf**2) for leaf in params.values())
+        return cross_entropy(jnp.tanh(x @ jnp.exp(params["log"])) * unit, label) + penalty
+
+    return loss_fn, params, (normal(next(keys), 5, 3), jnp.array([0, 1, 2, 0, 1]))
