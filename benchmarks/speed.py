@@ -29,7 +29,14 @@ BASIS_ENTRIES = 64
 """Entries that basis vectors are timed on; the time for all of them is in proportion."""
 TOLERANCE = 1e-3
 """An exact diagonal that is further from the oracle than this, relatively, is not timed."""
-COLOURS = {"exact": "#D55E00", "site probe": "#0072B2", "basis vectors": "#7F8C99"}
+COLOURS = {
+    "exact": "#D55E00",
+    "site probe": "#0072B2",
+    "propagated": "#009E73",
+    "basis vectors": "#7F8C99",
+}
+BESIDE = {"exact": 9, "site probe": -9, "propagated": 9, "basis vectors": 9}
+"""How far above its mark a figure stands, in points."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,9 @@ class Speed:
         gradient, _ = compiled(jax.grad(lambda p, b: _mean(case.loss_fn, p, b)), params, batch)
         exact, exact_seconds = compiled(sap.exact_diagonal(case.loss_fn), params, batch)
         probe, probe_seconds = compiled(sap.hutchinson_diagonal(case.loss_fn), params, batch, key)
+        passing, passing_seconds = compiled(
+            sap.propagated_diagonal(case.loss_fn), params, batch, key
+        )
         num_entries = sum(leaf.size for leaf in jax.tree.leaves(params))
         basis, basis_seconds = compiled(
             lambda p, b: _some_entries(case.loss_fn, p, b), params, batch
@@ -87,11 +97,14 @@ class Speed:
                 f"`exact_diagonal` is off by {error:.1e} on {case.name}; its time would mean "
                 "nothing, so nothing was written."
             )
-        draws = [probe(params, batch, jax.random.key(seed)) for seed in range(self.seeds)]
+        keys = [jax.random.key(seed) for seed in range(self.seeds)]
+        draws = [probe(params, batch, each) for each in keys]
+        passes = [passing(params, batch, each) for each in keys]
         works = {
             "gradient": lambda: gradient(params, batch),
             "exact": lambda: exact(params, batch),
             "site probe": lambda: probe(params, batch, key),
+            "propagated": lambda: passing(params, batch, key),
             "basis vectors": lambda: basis(params, batch),
         }
         repeats = min(self.repeats, 3) if self.quick else self.repeats
@@ -102,6 +115,7 @@ class Speed:
         details = {
             "exact": (exact, exact_seconds, error, sap.explain(case.loss_fn, params, first).cost),
             "site probe": (probe, probe_seconds, _distance(draws, diagonal), math.nan),
+            "propagated": (passing, passing_seconds, _distance(passes, diagonal), math.nan),
             "basis vectors": (basis, basis_seconds, error, math.nan),
         }
         for method, (program, compile_seconds, method_error, estimated) in details.items():
@@ -241,12 +255,11 @@ def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             height = networks.index(row["network"])
             cost, colour = row["gradient_equivalents"], COLOURS[row["method"]]
-            above = 9 if row["method"] != "site probe" else -9
             ax.plot(cost, height, "o", color=colour, markersize=8)
             ax.annotate(
                 f"{cost:,.1f}" if cost < 100 else f"{cost:,.0f}",
                 (cost, height),
-                (0, above),
+                (0, BESIDE[row["method"]]),
                 textcoords="offset points",
                 ha="center",
                 va="center",

@@ -34,7 +34,7 @@ def test_speed_leaves_a_row_for_every_method_and_a_report(tmp_path, tiny_cases):
     output = tmp_path / "speed"
     assert main(["speed", "--output", str(output), "--repeats", "2", "--seeds", "1"]) == 0
     rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
-    assert [row["method"] for row in rows] == ["exact", "site probe", "basis vectors"]
+    assert [row["method"] for row in rows] == list(benchmarks.speed.COLOURS)
     assert all(row["gradient_equivalents"] > 0 and row["error"] < 10 for row in rows)
     assert rows[0]["entries"] == 5 * 4 + 4 + 4 * 3 + 3
     for name in ("report.md", "report.html", "speed.png"):
