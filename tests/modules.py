@@ -153,7 +153,8 @@ class NnxTransformer(nnx.Module):
         self.head = nnx.Linear(WIDTH, 3, rngs=rngs)
 
     def __call__(self, tokens):
-        x = self.embed(tokens) + self.position[...]
+        # Its own look-up casts to float32, whatever the table.
+        x = self.embed.embedding[...][tokens] + self.position[...]
         x = x + self.attention(self.norms[0](x))
         x = x + self.down(nnx.gelu(self.up(self.norms[1](x))))
         return self.head(self.norms[2](x).mean(0))
