@@ -10,14 +10,11 @@ import jax.numpy as jnp
 
 from sapsel_jax._accumulate import (
     check_options,
-    count_examples,
-    reduce_sum,
-    sum_over_examples,
     wide_dtype,
 )
+from sapsel_jax._batches import over_batch, read_loss
 from sapsel_jax._blocks import Block, as_function, find_blocks
-from sapsel_jax._checks import check_float_leaves
-from sapsel_jax._graph import Graph, Values, trace
+from sapsel_jax._graph import Graph, Values
 from sapsel_jax._lifts import Record, Structure, add_up, lift, records_of_uses, structure
 from sapsel_jax._noise import Noise, Pair, Signs, draw, num_signs
 from sapsel_jax._probes import check_probes, mean_of_probes
@@ -91,13 +88,7 @@ def propagated_diagonal(
     def diagonal(
         params: Params, batch: Batch, key: jax.Array, *args: Any, weights: Any = None
     ) -> Any:
-        check_float_leaves("params", params)
-        num_examples = count_examples(batch, weights)
-        weights = None if weights is None else jnp.asarray(weights)
-        leaves, tree = jax.tree.flatten(params)
-        leaves = [jnp.asarray(leaf) for leaf in leaves]
-        first = jax.tree.map(lambda x: x[0], batch)
-        graph = trace(lambda p, example: loss_fn(p, example, *args), params, first)
+        graph, leaves, num_examples = read_loss(loss_fn, params, batch, args, weights)
         structures = {use: structure(graph, use) for use in find_uses(graph)}
         parts = _plan(graph, structures)
         at_once = microbatch or examples_at_once(graph, structures)
@@ -105,14 +96,15 @@ def propagated_diagonal(
         def one_probe(probe: jax.Array) -> Diagonal:
             own_key = lambda index: jax.random.fold_in(jax.random.fold_in(key, index), probe)
 
-            def chunk_sum(chunk: Any) -> list[jax.Array]:
-                examples, indices, w = chunk
+            def chunk_sum(chunk: Any, w: Any) -> list[jax.Array]:
+                examples, indices = chunk
                 keys = jax.vmap(own_key)(indices)
                 return _sum_of_chunk(parts, structures, leaves, examples, keys, w)
 
-            examples = (batch, jnp.arange(num_examples), weights)
-            total = sum_over_examples(chunk_sum, examples, num_examples, at_once)
-            return tree.unflatten(reduce_sum(total, num_examples, weights, reduction))
+            examples = (batch, jnp.arange(num_examples))
+            return over_batch(
+                chunk_sum, examples, weights, params, num_examples, at_once, reduction
+            )
 
         return mean_of_probes(one_probe, num_probes, return_error)
 
