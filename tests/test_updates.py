@@ -112,40 +112,6 @@ def test_updates_keep_low_precision_and_pass_arguments():
     np.testing.assert_array_equal(losses, [6.0])
 
 
-def test_iterative_update_is_momentum_on_the_selected_entries():
-    batches = as_float32(np.stack([X, X2]), np.stack([Y, Y2]))
-    want, momentum, want_losses = W.copy(), np.zeros(4), []
-    for x, y in ((X, Y), (X2, Y2)):
-        want_losses.append(0.5 * np.mean((x @ want - y) ** 2))
-        momentum = 0.9 * momentum + MASK * gradient_sum(want, x, y) / 7
-        want = want - 0.1 * momentum
-    got, losses = sap.iterative_update(
-        squared_error,
-        float32(W),
-        batches,
-        optimizer=optax.sgd(0.1, momentum=0.9),
-        mask=jnp.asarray(MASK),
-    )
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    np.testing.assert_allclose(losses, want_losses, rtol=1e-5)
-
-
-def test_iterative_update_without_a_mask_is_the_optimizer_alone():
-    loss_fn, params, original, corrected = corrections()
-    batches = jax.tree.map(lambda *x: jnp.stack(x), original, corrected)
-    optimizer = optax.adam(0.05)
-    want, state = params, optimizer.init(params)
-    mean_loss = lambda p, batch: jnp.mean(jax.vmap(lambda e: loss_fn(p, e))(batch))
-    for batch in (original, corrected):
-        updates, state = optimizer.update(jax.grad(mean_loss)(want, batch), state, want)
-        want = optax.apply_updates(want, updates)
-    got, losses = jax.jit(lambda p, b: sap.iterative_update(loss_fn, p, b, optimizer=optimizer))(
-        params, batches
-    )
-    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(losses[0], mean_loss(params, original), rtol=1e-5)
-
-
 def odd_params():
     """Numbers whose bits are easily changed: both zeros, denormal, huge, infinite, NaN."""
     values = np.array([-0.0, 0.0, 1e-40, -1e-40, 3e38, np.inf, np.nan, 1.5], np.float32)
@@ -244,38 +210,3 @@ def call_first_order(**changes):
 def test_bad_arguments_of_the_first_order_update(changes, kind, error):
     with pytest.raises(kind, match=error):
         call_first_order(**changes)
-
-
-@pytest.mark.parametrize(
-    ("params", "batches", "mask", "kind", "error"),
-    [
-        (jnp.ones(4), as_float32(X, Y), None, ValueError, "`batches` must have a leading axis"),
-        (jnp.ones(4), as_float32(X[:0], Y[:0]), None, ValueError, "`batches` is empty;"),
-        (jnp.ones(4), as_float32(X[None, :0], Y[None, :0]), None, ValueError, "`batches` is em"),
-        (
-            jnp.ones(4),
-            as_float32(X[None], Y[None, :5]),
-            None,
-            ValueError,
-            "`batches` must have one number of examples; '0' has 7 and '1' has 5.",
-        ),
-        (jnp.arange(4), as_float32(X[None], Y[None]), None, TypeError, "`params` must hold real"),
-        (
-            jnp.ones(4),
-            as_float32(X[None], Y[None]),
-            jnp.ones(3, bool),
-            ValueError,
-            "`mask` and `params` must have the same shapes",
-        ),
-        (
-            jnp.ones(4),
-            as_float32(X[None], Y[None]),
-            jnp.ones(4),
-            TypeError,
-            "`mask` must hold bool arrays; the array has dtype float32.",
-        ),
-    ],
-)
-def test_bad_arguments_of_the_iterative_update(params, batches, mask, kind, error):
-    with pytest.raises(kind, match=error):
-        sap.iterative_update(squared_error, params, batches, optimizer=optax.sgd(0.1), mask=mask)
