@@ -25,6 +25,8 @@ from benchmarks.updates import (
 
 TUNING_SEED = 0
 """Hyperparameters are tuned on this seed; the reported seeds are 1, 2, ..."""
+SHIPPED = ("sharpest", "iterative")
+"""The method and update whose changes are kept as a patch."""
 
 
 class Case(NamedTuple):
@@ -69,6 +71,8 @@ class Comparison:
     """The lines of `results.jsonl`."""
     masks: dict[str, Any]
     """The masks of the first reported seed, by method."""
+    shipped: tuple[Any, Any]
+    """The first reported seed's parameters before and after `SHIPPED`."""
     curvature_cost: float
     """Gradient equivalents of the curvature."""
 
@@ -95,14 +99,15 @@ def compare(settings: Settings, advance: Callable[[str], None]) -> Comparison:
     cost = gradient_equivalents(model, tuning_case.params, tuning_case.material.sample)
     trials = list(_tune(tuning_case, advance))
     chosen = {(trial.method, trial.update): trial.value for trial in trials if trial.chosen}
-    rows, masks = [], {}
+    rows, masks, shipped = [], {}, (None, None)
     for seed in range(1, settings.seeds + 1):
         advance(f"Seed {seed}: training the poisoned model")
         case = make_case(settings, model, settings.load(seed), seed)
-        seed_rows, seed_masks = _measure(settings, case, chosen, cost, advance)
+        seed_rows, seed_masks, after = _measure(settings, case, chosen, cost, advance)
         rows += seed_rows
-        masks = masks or seed_masks
-    return Comparison(settings, tuning_case, trials, rows, masks, cost)
+        if seed == 1:
+            masks, shipped = seed_masks, (case.params, after)
+    return Comparison(settings, tuning_case, trials, rows, masks, shipped, cost)
 
 
 def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> Case:
@@ -180,8 +185,8 @@ def _measure(
     chosen: dict[tuple[str, str], float],
     curvature_cost: float,
     advance: Callable[[str], None],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of one seed, and its masks."""
+) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:
+    """The rows of one seed, its masks, and its parameters after `SHIPPED`."""
     advance(f"Seed {case.seed}: retraining from scratch")
     ids = case.poisoned.retained if case.poisoned.corrected is None else None
     retrained, retrain_seconds = timed(
@@ -236,7 +241,7 @@ def _measure(
         "gradient": len(case.poisoned.original.labels),
         "curvature": round(curvature_cost * len(case.material.sample["label"])),
     }
-    masks = {}
+    masks, shipped = {}, None
     for method, spec in METHODS.items():
         masks[method], selection_seconds = timed(lambda spec=spec: spec.select(case.material))
         for name, update in UPDATES.items():
@@ -244,6 +249,7 @@ def _measure(
             value = chosen[method, name]
             work = (case.model, case.params, masks[method], case.corrections, value)
             params, update_seconds = timed(lambda update=update, work=work: update.run(*work))
+            shipped = params if (method, name) == SHIPPED else shipped
             rows.append(
                 row(
                     method,
@@ -257,7 +263,7 @@ def _measure(
                     tuned_value=value,
                 )
             )
-    return rows, masks
+    return rows, masks, shipped
 
 
 def _evaluate(case: Case, params: Any) -> dict[str, Any]:

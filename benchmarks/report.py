@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.curvature import ESTIMATOR
-from benchmarks.experiment import TUNING_SEED, Comparison
+from benchmarks.experiment import SHIPPED, TUNING_SEED, Comparison
 from benchmarks.methods import METHODS, REFERENCES
 from benchmarks.page import write_page
 from benchmarks.scenarios import SCENARIOS
@@ -191,6 +191,8 @@ def _how(comparison: Comparison, command: str) -> str:
             f"on {len(comparison.case.material.sample['label']):,} random training examples.",
             f"- Iterative update: {steps} batches of {batch_size} examples.",
             f"- Methods: {methods}.",
+            f"- Patch: `unlearned.patch` holds what the {SHIPPED[1]} update of the {SHIPPED[0]} "
+            "entries changed on seed 1, `poisoned.npz` the parameters it belongs to.",
             f"- Software: Python {platform.python_version()}, {versions}.",
         ]
     )
