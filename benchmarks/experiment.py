@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks.curvature import gradient_equivalents, timed
-from benchmarks.data import Dataset
+from benchmarks.data import Dataset, Split
 from benchmarks.methods import METHODS, Material
 from benchmarks.metrics import accuracy, count_changed, count_entries, recovery
 from benchmarks.models import Model
@@ -117,8 +117,6 @@ def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> 
     recipe = settings.recipe
     steps = num_steps(recipe, num_train)
     params = train(model, recipe, poisoned.train, np.arange(num_train), steps, seed)
-    num_sampled = min(settings.curvature_examples, num_train)
-    sampled = np.random.default_rng([seed, 3]).choice(num_train, num_sampled, replace=False)
     original = as_batch(poisoned.original)
     about, weight = (
         (poisoned.original, -REMOVAL_WEIGHT)
@@ -136,19 +134,26 @@ def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> 
     corrections = Corrections(
         original=original,
         corrected=None if poisoned.corrected is None else as_batch(poisoned.corrected),
+        data=as_batch(_sample(poisoned.data, settings.curvature_examples, [seed, 5])),
         num_examples=len(poisoned.data.labels),
         batches=batches,
-        num_update_examples=batches["label"].size,
     )
     material = Material(
         model=model,
         params=params,
-        sample=as_batch(poisoned.train.take(np.sort(sampled))),
+        sample=as_batch(_sample(poisoned.train, settings.curvature_examples, [seed, 3])),
         original=original,
         fraction=settings.fraction,
         key=jax.random.key(seed),
     )
     return Case(seed, model, dataset, poisoned, params, steps, material, corrections)
+
+
+def _sample(split: Split, most: int, seed: list[int]) -> Split:
+    """At most so many examples, drawn at random."""
+    count = len(split.labels)
+    ids = np.random.default_rng(seed).choice(count, min(most, count), replace=False)
+    return split.take(np.sort(ids))
 
 
 def tuning_objective(validation: float, forget: float, removal: bool) -> float:
@@ -167,7 +172,7 @@ def _tune(case: Case, advance: Callable[[str], None]) -> Iterator[Trial]:
             trials = []
             for i, value in enumerate(update.trials):
                 advance(f"Tuning {method}, {name}, {i + 1} of {len(update.trials)}")
-                params = update.run(case.model, case.params, mask, case.corrections, value)
+                params, _ = update.run(case.model, case.params, mask, case.corrections, value)
                 validation = accuracy(case.model, params, case.dataset.validation)
                 forget = accuracy(case.model, params, case.poisoned.forget)
                 objective = tuning_objective(validation, forget, case.poisoned.corrected is None)
@@ -248,7 +253,9 @@ def _measure(
             advance(f"Seed {case.seed}: {method}, {name}")
             value = chosen[method, name]
             work = (case.model, case.params, masks[method], case.corrections, value)
-            params, update_seconds = timed(lambda update=update, work=work: update.run(*work))
+            (params, update_gradients), update_seconds = timed(
+                lambda update=update, work=work: update.run(*work)
+            )
             shipped = params if (method, name) == SHIPPED else shipped
             rows.append(
                 row(
@@ -258,7 +265,7 @@ def _measure(
                     selection_seconds=selection_seconds,
                     update_seconds=update_seconds,
                     selection_example_gradients=selection_gradients[spec.needs],
-                    update_example_gradients=update.example_gradients(case.corrections),
+                    update_example_gradients=update_gradients,
                     tuned=update.tuned,
                     tuned_value=value,
                 )

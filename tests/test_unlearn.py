@@ -106,11 +106,16 @@ def test_figures_of_the_rows(label_run):
         if row["method"] == "poisoned":
             assert row["changed_entries"] == 0
         if row["method"] not in ("poisoned", "retrained", "full", "last_layer"):
-            assert 0 < row["changed_entries"] <= round(0.05 * total)
+            assert row["changed_entries"] <= round(0.05 * total)
         if row["method"] == "last_layer":
-            assert 0 < row["changed_entries"] <= 32 * 10 + 10
+            assert row["changed_entries"] <= 32 * 10 + 10
+        if row["update"] in ("first_order", "iterative"):  # a step that does not hold is not taken
+            assert row["changed_entries"] > 0
         if row["update"] == "first_order":
             assert row["update_example_gradients"] == 2 * 24
+        if row["update"] == "second_order":  # 30 examples: 3 gradients, 2 for each product
+            num_products = (row["update_example_gradients"] - 2 * 24 - 3 * 30) / (2 * 30)
+            assert num_products in range(3, 103)
         if row["update"] == "iterative":
             assert row["update_example_gradients"] == round(0.05 * steps) * 32
         curved = row["method"] in ("sharpest", "random_like_sharpest", "flattest")
