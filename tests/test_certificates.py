@@ -44,9 +44,9 @@ def no_curvature(w, x):
 def step(loss_fn, target, *, params: Any = START, **options):
     """One step to the optimum of the loss at `target`, where the data were at zero."""
     corrected = jnp.full((1, 2), jnp.asarray(target))
-    options = {"damping": 0.1} | options
+    given: dict[str, Any] = {"damping": 0.1} | options
     return jax.jit(
-        lambda p, c: sap.second_order_update(loss_fn, p, ZERO, c, c, **options)
+        lambda p, c: sap.second_order_update(loss_fn, p, ZERO, c, c, **given)
     )(params, corrected)  # fmt: skip
 
 

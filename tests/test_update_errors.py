@@ -1,5 +1,7 @@
 """What the updates say about bad arguments."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,6 +12,8 @@ import sapsel_jax as sap
 KEY = jax.random.key(0)
 X, Y = jnp.ones((3, 5)), jnp.arange(3.0)
 EMPTY = (X[:0], Y[:0])
+TEXT: Any = "a"
+HALF: Any = 1.5
 
 
 def squared_error(w, example):
@@ -204,38 +208,38 @@ def test_numbers_out_of_range(call, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: first_order(step_size="a"), "`step_size` must be a number; got str."),
-        (lambda: sap.with_first_order(step_size="a"), "`step_size` must be a number; got str."),
-        (lambda: second_order(damping="a"), "`damping` must be a number; got str."),
-        (lambda: second_order(num_steps=1.5), "`num_steps` must be a Python integer; got float."),
+        (lambda: first_order(step_size=TEXT), "`step_size` must be a number; got str."),
+        (lambda: sap.with_first_order(step_size=TEXT), "`step_size` must be a number; got str."),
+        (lambda: second_order(damping=TEXT), "`damping` must be a number; got str."),
+        (lambda: second_order(num_steps=HALF), "`num_steps` must be a Python integer; got float."),
         (
-            lambda: second_order(num_selected=1.5),
+            lambda: second_order(num_selected=HALF),
             "`num_selected` must be a Python integer; got float.",
         ),
         (
-            lambda: sap.conjugate_gradient(tolerance="a"),
+            lambda: sap.conjugate_gradient(tolerance=TEXT),
             "`tolerance` must be a number; got str.",
         ),
         (
-            lambda: sap.conjugate_gradient(max_iterations=1.5),
+            lambda: sap.conjugate_gradient(max_iterations=HALF),
             "`max_iterations` must be a Python integer; got float.",
         ),
-        (lambda: sap.lissa(scale="a"), "`scale` must be a number; got str."),
-        (lambda: sap.lissa(tolerance="a"), "`tolerance` must be a number; got str."),
+        (lambda: sap.lissa(scale=TEXT), "`scale` must be a number; got str."),
+        (lambda: sap.lissa(tolerance=TEXT), "`tolerance` must be a number; got str."),
         (
-            lambda: sap.lissa(num_iterations=1.5),
+            lambda: sap.lissa(num_iterations=HALF),
             "`num_iterations` must be a Python integer; got float.",
         ),
         (
-            lambda: sap.lissa(batch_size=1.5, key=KEY),
+            lambda: sap.lissa(batch_size=HALF, key=KEY),
             "`batch_size` must be a Python integer; got float.",
         ),
-        (lambda: sap.dense_solver(count=1.5), "`count` must be a Python integer; got float."),
-        (lambda: sap.dense_solver(tolerance="a"), "`tolerance` must be a number; got str."),
-        (lambda: sap.diagonal_solver(tolerance="a"), "`tolerance` must be a number; got str."),
-        (lambda: iteration(num_steps=1.5), "`num_steps` must be a Python integer; got float."),
-        (lambda: iteration(batch_size=2.0), "`batch_size` must be a Python integer; got float."),
-        (lambda: unlearn(fraction="a"), "`fraction` must be a Python number; got str."),
+        (lambda: sap.dense_solver(count=HALF), "`count` must be a Python integer; got float."),
+        (lambda: sap.dense_solver(tolerance=TEXT), "`tolerance` must be a number; got str."),
+        (lambda: sap.diagonal_solver(tolerance=TEXT), "`tolerance` must be a number; got str."),
+        (lambda: iteration(num_steps=HALF), "`num_steps` must be a Python integer; got float."),
+        (lambda: iteration(batch_size=HALF), "`batch_size` must be a Python integer; got float."),
+        (lambda: unlearn(fraction=TEXT), "`fraction` must be a Python number; got str."),
     ],
 )
 def test_numbers_that_are_none(call, message):
