@@ -262,9 +262,8 @@ class _Folds:
 
     def weights(self, used: jax.Array) -> jax.Array:
         """Of the examples that are used, such that members sum to 1 and so do others."""
-        return sum(
-            (used & side) / jnp.sum(used & side) for side in (self.is_member, ~self.is_member)
-        )
+        members, others = used & self.is_member, used & ~self.is_member
+        return members / jnp.sum(members) + others / jnp.sum(others)
 
     def accuracy(self, taken: jax.Array, fold: jax.Array) -> jax.Array:
         """The mean over members and others of the share told right, in one fold."""

@@ -16,10 +16,10 @@ def klom(
 
         log(s_u / s_r) + (s_r² + (m_r − m_u)²) / 2s_u² − 1/2
 
-    with means m and standard deviations s. A Gaussian needs far fewer models than a histogram (`klom_binned`). Two ensembles of T models
-    each of the same training do not give 0 but (T − 1)(1 + 2/T) / (2T − 6) − 1/2 on average, for
-    Gaussian margins: 0.38 with 8 models, 0.07 with 32, 0.02 with 128. Compare with what two
-    ensembles of retrained models give.
+    with means m and standard deviations s. A Gaussian needs far fewer models than a histogram
+    (`klom_binned`). Two ensembles of T models each of the same training do not give 0 but
+    (T − 1)(1 + 2/T) / (2T − 6) − 1/2 on average, for Gaussian margins: 0.38 with 8 models, 0.07
+    with 32, 0.02 with 128. Compare with what two ensembles of retrained models give.
 
     Args:
       unlearned_margins: `margin` of each example under each unlearned model, real floating-point,

@@ -17,7 +17,7 @@ class Recovery(NamedTuple):
         measured.
       gap: after − retrained, the gap to retraining.
       measurable: bool, whether the poisoned and the retrained model differ by enough for a share.
-      reached: bool, whether the gap is at most `small_gap`: what counts where no share is measurable.
+      reached: bool, whether the gap is at most `small_gap`: what counts where nothing else does.
     """
 
     share: jax.Array
