@@ -1,4 +1,4 @@
-"""Ensembles in the benchmarks: that they are what single training gives, and what `audit` leaves."""
+"""Ensembles in the benchmarks: what single training gives, and what `audit` leaves."""
 
 import json
 

@@ -1,5 +1,6 @@
 """What a model's logits say of one example: its margin and its modified entropy."""
 
+import math
 from typing import Any
 
 import jax
@@ -77,10 +78,12 @@ def modified_entropy(logits: Any, labels: Any) -> jax.Array:
     logits, labels = wide_logits(logits, labels)
     own = _is_class(logits, labels)
     log_p = jax.nn.log_softmax(logits, axis=-1)
-    # Of the largest probability alone 1 − p may round to nothing, so it is summed up from the rest.
-    largest = _is_class(logits, jnp.argmax(logits, axis=-1))
-    rest = jax.nn.logsumexp(jnp.where(largest, -jnp.inf, log_p), axis=-1, keepdims=True)
-    log_not_p = jnp.where(largest, rest, jnp.log1p(-jnp.exp(jnp.where(largest, -1.0, log_p))))
+    # Of a class above 1/2, and there is one at most, 1 − p and log p may round to nothing: it is
+    # the others that say how small they are.
+    sure = log_p > -math.log(2)
+    rest = jax.nn.logsumexp(jnp.where(sure, -jnp.inf, log_p), axis=-1, keepdims=True)
+    log_not_p = jnp.where(sure, rest, jnp.log1p(-jnp.exp(jnp.where(sure, -1.0, log_p))))
+    log_p = jnp.where(sure, jnp.log1p(-jnp.exp(rest)), log_p)
     right = _times(jnp.exp(_pick(log_not_p, own)), _pick(log_p, own))
     wrong = jnp.sum(jnp.where(own, 0, _times(jnp.exp(log_p), log_not_p)), axis=-1)
     return jnp.abs(right + wrong)  # neither is above 0
