@@ -86,25 +86,27 @@ def arguments(dtype=np.float32):
     return {name: [cast(x) for x in some] for name, (_, *some) in CALLS.items()}
 
 
+def results(fn, dtype):
+    """What has real numbers in it, by name."""
+    return {name: value for name, value in fn(arguments(dtype)).items() if name in REALS}
+
+
 @pytest.mark.slow
-def test_jit_equals_eager():
-    some = arguments()
-    chex.assert_trees_all_close(jax.jit(every)(some), every(some), rtol=1e-5, atol=1e-6)
+def test_jit_equals_eager_and_bfloat16_is_computed_in_float32():
+    some, compiled = arguments(), jax.jit(every)
+    chex.assert_trees_all_close(compiled(some), every(some), rtol=1e-5, atol=1e-6)
+    narrow, plain = (results(compiled, dtype) for dtype in (jnp.bfloat16, np.float32))
+    chex.assert_trees_all_close(narrow, plain, rtol=1e-5)
 
 
-def test_bfloat16_is_computed_in_float32_and_float64_stays():
-    def reals(results):
-        leaves = jax.tree.leaves({name: results[name] for name in REALS})
-        return {leaf.dtype for leaf in leaves if leaf.dtype != bool}
-
-    narrow, plain = (jax.jit(every)(arguments(dtype)) for dtype in (jnp.bfloat16, np.float32))
-    assert reals(narrow) == {np.dtype(np.float32)}
-    chex.assert_trees_all_close(
-        *({name: results[name] for name in REALS} for results in (narrow, plain)), rtol=1e-5
-    )
-    with jax.enable_x64(True):
-        wide = jax.eval_shape(every, arguments(np.float64))
-    assert reals(wide) == {np.dtype(np.float64)}
+@pytest.mark.parametrize(
+    ("dtype", "returned"),
+    [(jnp.bfloat16, np.float32), (np.float32, np.float32), (np.float64, np.float64)],
+)
+def test_figures_are_float32_or_wider(dtype, returned):
+    with jax.enable_x64(dtype == np.float64):
+        leaves = jax.tree.leaves(results(lambda some: jax.eval_shape(every, some), dtype))
+    assert {leaf.dtype for leaf in leaves if leaf.dtype != bool} == {np.dtype(returned)}
 
 
 def test_confidence_is_its_formula_in_float64():

@@ -90,7 +90,7 @@ def true_positive_rate(
     Cost: sorting m numbers.
 
     Source: Carlini et al., "Membership Inference Attacks From First Principles"
-      (arXiv 2112.03570), section III.
+      (arXiv 2112.03570), who judge attacks by it.
 
     Example:
       >>> import jax.numpy as jnp

@@ -29,7 +29,7 @@ def margin(logits: Any, labels: Any) -> jax.Array:
     Cost: one pass over the logits.
 
     Source: Carlini et al., "Membership Inference Attacks From First Principles"
-      (arXiv 2112.03570), section V-C: the logit-scaled confidence.
+      (arXiv 2112.03570): the logit-scaled confidence, in its stable form.
 
     Example:
       >>> import jax.numpy as jnp

@@ -54,8 +54,8 @@ def recovery(
 
     Cost: none to speak of.
 
-    Source: Warnecke et al. (arXiv 2108.11577), section 6, measure what is restored of the gap to
-      the clean model; the rule for small gaps is two standard errors of a difference of shares.
+    Source: Warnecke et al. (arXiv 2108.11577) measure what is restored of the gap to the clean
+      model; the rule for small gaps is two standard errors of a difference of shares.
 
     Example:
       >>> import sapsel_jax as sap

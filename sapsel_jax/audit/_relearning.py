@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sapsel_jax._checks import batch_size, check_count, check_float_leaves
+from sapsel_jax._checks import batch_size as count_examples
+from sapsel_jax._checks import check_count, check_float_leaves
 from sapsel_jax._iterative import iterative_update
 from sapsel_jax._types import Batch, LossFn, Params
 from sapsel_jax.audit._ensembles import map_models
@@ -101,9 +102,8 @@ def relearn(
     Cost: step sizes × positive counts × (`num_steps` gradients of `batch_size` examples and one
       evaluation of `heldout`).
 
-    Source: the protocol is this library's. Attacks of this kind: Tarun et al. (arXiv 2111.08947),
-      the relearn time; Lynch et al., "Eight Methods to Evaluate Robust Unlearning in LLMs"
-      (arXiv 2402.16835).
+    Source: the protocol is this library's. An attack of this kind is in Lynch et al., "Eight
+      Methods to Evaluate Robust Unlearning in LLMs" (arXiv 2402.16835).
 
     Example:
       >>> import jax.numpy as jnp
@@ -121,8 +121,8 @@ def relearn(
       [0. 1.] 1.0
     """
     check_float_leaves("params", params)
-    num_examples = _num_examples("examples", examples)
-    _num_examples("heldout", heldout)
+    num_examples = count_examples("examples", examples)
+    count_examples("heldout", heldout)
     _check_counts(counts)
     if counts[-1] > num_examples:
         raise ValueError(
@@ -208,9 +208,6 @@ def relearning_area(
     triangles = (left**2 + right**2) / jnp.where(apart > 0, apart, 1)
     absolute = jnp.sum(widths * jnp.where(left * right < 0, triangles, apart), axis=-1) / 2
     return RelearningArea(signed, absolute)
-
-
-_num_examples = batch_size
 
 
 def _check_counts(counts: Sequence[int]) -> None:
