@@ -179,7 +179,7 @@ def test_recovery_and_what_counts_where_there_is_nothing_to_recover():
     np.testing.assert_allclose(got.share, [0.5, -0.5, 0.96 / 0.97, np.nan], rtol=1e-5)
     np.testing.assert_allclose(got.gap, [-0.1, -0.3, 0.01, -0.008], rtol=1e-4)
     np.testing.assert_array_equal(got.measurable, [True, True, True, False])
-    np.testing.assert_array_equal(got.reached[[0, 1, 3]], [False, False, True])
+    np.testing.assert_array_equal(np.asarray(got.reached)[[0, 1, 3]], [False, False, True])
     # Two standard errors of 0.8 against 0.85: 2 √((.16 + .1275) / n) is .0536 and .0480.
     assert np.isnan(fast.recovery(0.8, 0.8, 0.85, num_examples=400).share)
     assert fast.recovery(0.8, 0.8, 0.85, num_examples=500).share == 0
@@ -492,7 +492,7 @@ ERRORS = {
         "`num_folds` must be at most the number of examples of either set, 3 and 4; got 4.",
     ),
     "one fold": (
-        lambda: audit.entropy_attack(MANY, jnp.ones(4, int), MANY, jnp.ones(4, int), num_folds=1),
+        lambda: audit.logistic_attack(THREE, FOUR, num_folds=1),
         ValueError,
         "`num_folds` must be at least 2; got 1.",
     ),
