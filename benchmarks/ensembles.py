@@ -22,7 +22,7 @@ from benchmarks.training import Recipe, shuffled_batches
 from benchmarks.updates import UPDATES, Update, as_batch
 
 AT_ONCE = {"mlp": 8, "cnn": 1}
-"""How many models train side by side: what the CPU does best (see `sap.audit.train_ensemble`)."""
+"""How many models train side by side; convolutions, each with kernels of its own, one by one."""
 
 
 class Evidence(NamedTuple):

@@ -103,6 +103,11 @@ def test_ensembles_of_one_training_are_alike_and_others_are_told_apart(data, ens
 def test_what_was_masked_comes_back_at_once_and_what_was_never_learned_does_not(data, ensembles):
     forget = take(data, FORGET)
     examples, heldout = take(forget, slice(0, 10)), take(forget, slice(10, 40))
+    # The attacker knows where to look: a mask over the outputs' biases hides the memory.
+    only_bias = {"in": False, "out": False, "bias": True}
+    mask = jax.tree.map(
+        lambda leaf, own: jnp.full(leaf.shape, own), start(jax.random.key(0)), only_bias
+    )
     attack = jax.jit(
         lambda params, examples, heldout: audit.relearn(
             loss_fn,
@@ -110,16 +115,17 @@ def test_what_was_masked_comes_back_at_once_and_what_was_never_learned_does_not(
             examples,
             heldout,
             score_fn=score_fn,
-            step_sizes=jnp.array([1e-3, 1e-2, 1e-1]),
+            step_sizes=jnp.array([1e-3, 1e-1]),
             counts=COUNTS,
-            num_steps=40,
+            optimizer=lambda step_size: sap.selective(optax.adam(step_size), mask),
+            num_steps=100,
         )
     )
     masked = pick(ensembles, 0) | {"bias": pick(ensembles, 0)["bias"].at[0].add(8.0)}
     hidden, retrained = (attack(p, examples, heldout) for p in (masked, pick(ensembles, 6)))
     # Everything is taken for class 0 at first; ten examples bring the memory back.
     assert hidden.rates[0] < 0.6
-    assert hidden.rates[2] > 0.8
+    assert hidden.rates[2] > 0.7
     assert retrained.rates[2] < 0.6
     area = audit.relearning_area(hidden.rates, retrained.rates, counts=COUNTS)
     assert area.signed > 0.1
@@ -129,7 +135,7 @@ def test_what_was_masked_comes_back_at_once_and_what_was_never_learned_does_not(
     for result, params in ((hidden, masked), (retrained, pick(ensembles, 6))):
         best = int(jnp.argmax(result.trials.mean(1)))
         np.testing.assert_array_equal(result.rates, result.trials[best])
-        assert result.step_size == pytest.approx([1e-3, 1e-2, 1e-1][best])
+        assert result.step_size == pytest.approx([1e-3, 1e-1][best])
         np.testing.assert_allclose(result.trials[:, 0], score_fn(params, heldout))
 
 

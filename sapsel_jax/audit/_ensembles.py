@@ -47,8 +47,9 @@ def train_ensemble(
       TypeError: if `params` holds anything but real floating-point arrays or `ids` no integers.
       ValueError: if the data is empty, `ids` has other axes, or the number of models differs.
 
-    Cost: models × steps gradients. On a CPU one model already fills the cores: 32 take 20 to 32
-      times as long as one, and `at_once=8` suits small dense networks, 1 convolutional ones.
+    Cost: models × steps gradients. On a CPU one model already fills the cores. Measured on 2 cores,
+      an MLP 784-64-10 for 200 steps: 32 models in groups of 8 take 23 times as long as one, all 32
+      under one `vmap` 36 times.
 
     Source: the plain training loop; ensembles of this kind are what `u_lira` and `klom` compare.
 
