@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from benchmarks.audit import Audit
 from benchmarks.errors import UsageError
 from benchmarks.listing import List
 from benchmarks.selection import Selection
@@ -13,6 +14,7 @@ from benchmarks.unlearn import Unlearn
 
 COMMANDS = {
     "unlearn": Unlearn,
+    "audit": Audit,
     "speed": Speed,
     "selection": Selection,
     "list": List,
