@@ -98,7 +98,7 @@ def tune(case: Case, method: str, update: str) -> float:
     mask, spec = METHODS[method].select(case.material), UPDATES[update]
 
     def objective(value: float) -> float:
-        params = spec.run(case.model, case.params, mask, case.corrections, value)
+        params, _ = spec.run(case.model, case.params, mask, case.corrections, value)
         validation = accuracy(case.model, params, case.dataset.validation)
         forget = accuracy(case.model, params, case.poisoned.forget)
         return tuning_objective(validation, forget, case.poisoned.corrected is None)
@@ -130,7 +130,7 @@ def unlearn_models(case: Case, models: Any, method: str, update: str, value: flo
 def _unlearn(case: Case, params: Any, index: int, method: str, update: Update, value: float) -> Any:
     key = jax.random.fold_in(case.material.key, index)
     mask = METHODS[method].select(case.material._replace(params=params, key=key))
-    return update.run(case.model, params, mask, case.corrections, value)
+    return update.run(case.model, params, mask, case.corrections, value)[0]
 
 
 def evidence(unlearned: np.ndarray, retrained: np.ndarray) -> Evidence:
