@@ -25,6 +25,8 @@ from sapsel_jax._types import Batch, Diagonal, LossFn, Params
 
 BUDGET = 2**24
 """Entries that the temporaries of one chunk of examples may hold: 64 MB in float32."""
+ONE_BY_ONE = {"dot_general", "region"}
+"""What adjoint and signals are pulled through one after the other, which is faster on CPU."""
 
 
 def propagated_diagonal(
@@ -250,13 +252,15 @@ class Propagation:
         back = jax.vjp(as_function(block.node, block.moving, values), *points)[1]
         zero = lambda var: jnp.zeros_like(values[var])
         given = [
-            jnp.stack(
-                [row[var].astype(values[var].dtype) if var in row else zero(var) for row in rows]
-            )
-            for var in outs
+            [row[var].astype(values[var].dtype) if var in row else zero(var) for var in outs]
+            for row in rows
         ]
-        for var, result in zip(block.moving, jax.vmap(back)(given), strict=True):
-            arrays = list(result)
+        if block.node.name in ONE_BY_ONE:
+            results = [list(arrays) for arrays in zip(*map(back, given), strict=True)]
+        else:
+            stacked = jax.vmap(back)([jnp.stack(row) for row in zip(*given, strict=True)])
+            results = [list(array) for array in stacked]
+        for var, arrays in zip(block.moving, results, strict=True):
             if has_adjoint:
                 adjoint = arrays.pop(0)
                 adjoints[var] = adjoints[var] + adjoint if var in adjoints else adjoint
