@@ -1,6 +1,5 @@
 """Curvature propagation: the whole Hessian diagonal estimated by one backward pass."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,14 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._accumulate import (
-    check_options,
-    wide_dtype,
-)
-from sapsel_jax._batches import over_batch, read_loss
+from sapsel_jax._accumulate import check_options, wide_dtype
+from sapsel_jax._batches import over_batch, read_loss, sum_records
 from sapsel_jax._blocks import Block, as_function, find_blocks
 from sapsel_jax._graph import Graph, Values
-from sapsel_jax._lifts import Record, Structure, add_up, lift, records_of_uses, structure
+from sapsel_jax._lifts import Record, Structure, lift, records_of_uses, structure
 from sapsel_jax._noise import Noise, Pair, Signs, draw, num_signs
 from sapsel_jax._probes import check_probes, mean_of_probes
 from sapsel_jax._routes import varies
@@ -25,6 +21,8 @@ from sapsel_jax._types import Batch, Diagonal, LossFn, Params
 
 BUDGET = 2**24
 """Entries that the temporaries of one chunk of examples may hold: 64 MB in float32."""
+
+
 ONE_BY_ONE = {"dot_general", "region"}
 """What adjoint and signals are pulled through one after the other, which is faster on CPU."""
 
@@ -92,16 +90,17 @@ def propagated_diagonal(
     ) -> Any:
         graph, leaves, num_examples = read_loss(loss_fn, params, batch, args, weights)
         structures = {use: structure(graph, use) for use in find_uses(graph)}
-        parts = _plan(graph, structures)
+        passes = _plan(graph, structures)
         at_once = microbatch or examples_at_once(graph, structures)
 
         def one_probe(probe: jax.Array) -> Diagonal:
-            own_key = lambda index: jax.random.fold_in(jax.random.fold_in(key, index), probe)
+            def records_of(some: Any, leaves: Any, example: Any) -> list[Record]:
+                own_key = jax.random.fold_in(jax.random.fold_in(key, example[1]), probe)
+                (one,) = some
+                return one.records(leaves, example[0], own_key)
 
-            def chunk_sum(chunk: Any, w: Any) -> list[jax.Array]:
-                examples, indices = chunk
-                keys = jax.vmap(own_key)(indices)
-                return _sum_of_chunk(parts, structures, leaves, examples, keys, w)
+            def chunk_sum(examples: Any, w: Any) -> list[jax.Array]:
+                return sum_records(graph, structures, passes, records_of, leaves, examples, w)
 
             examples = (batch, jnp.arange(num_examples))
             return over_batch(
@@ -123,38 +122,15 @@ def examples_at_once(graph: Graph, structures: dict[Use, Structure]) -> int:
     return max(1, BUDGET // max(entries, 1))
 
 
-def _sum_of_chunk(
-    parts: Sequence["Propagation"],
-    structures: dict[Use, Structure],
-    leaves: list[jax.Array],
-    examples: Any,
-    keys: jax.Array,
-    weights: jax.Array | None,
-) -> list[jax.Array]:
-    """The weighted sum over examples, one array per leaf."""
-    total = [jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)) for leaf in leaves]
-    for part in parts:
-        batch, w = (examples, keys), weights
-        if not part.varying:  # the first example speaks for all
-            batch = jax.tree.map(lambda x: x[:1], batch)
-            w = jnp.asarray([len(keys)]) if w is None else w.sum(keepdims=True)
-        records = jax.vmap(functools.partial(part.records, leaves))(*batch)
-        for use, one in zip(part.uses, records, strict=True):
-            amount = add_up(part.graph, use, structures[use], one, w)
-            total[use.leaf] += amount.astype(total[use.leaf].dtype)
-    return total
-
-
 def _plan(graph: Graph, structures: dict[Use, Structure]) -> list["Propagation"]:
     """One pass for sites whose curvature varies between examples, one for the others."""
-    differs = {use: varies(graph, use.site) for use in structures}
-    parts = []
+    passes = []
     for varying in (True, False):
-        uses = [use for use, found in differs.items() if found == varying]
+        uses = tuple(use for use in structures if varies(graph, use.site) == varying)
         if uses:
             blocked, blocks = find_blocks(graph, [use.site for use in uses])
-            parts.append(Propagation(blocked, blocks, uses, structures, varying))
-    return parts
+            passes.append(Propagation(blocked, blocks, uses, structures, varying))
+    return passes
 
 
 class Propagation:
@@ -164,7 +140,7 @@ class Propagation:
         self,
         graph: Graph,
         blocks: list[Block],
-        uses: list[Use],
+        uses: tuple[Use, ...],
         structures: dict[Use, Structure],
         varying: bool,
     ) -> None:
@@ -189,8 +165,7 @@ class Propagation:
         signals = self._propagate(values, Signs(key, self.num_signs))
         found = []
         for use in self.uses:
-            signal = signals.get(use.site, Signal())
-            value = values[use.site]
+            signal, value = signals.get(use.site, Signal()), values[use.site]
             is_diagonal = self.structures[use].is_diagonal
             if is_diagonal:
                 result = signal.curvature(value.shape, wide_dtype(value.dtype))
