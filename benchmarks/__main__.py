@@ -7,6 +7,7 @@ import tyro
 
 from benchmarks.errors import UsageError
 from benchmarks.listing import List
+from benchmarks.propagation import Propagation
 from benchmarks.selection import Selection
 from benchmarks.speed import Speed
 from benchmarks.unlearn import Unlearn
@@ -14,6 +15,7 @@ from benchmarks.unlearn import Unlearn
 COMMANDS = {
     "unlearn": Unlearn,
     "speed": Speed,
+    "propagation": Propagation,
     "selection": Selection,
     "list": List,
 }

@@ -59,16 +59,14 @@ class Plan:
 
     def __str__(self) -> str:
         """A table with a line per use, one for what is shared and one for all."""
-        cells = [
-            (
-                *("leaf", "shape", "site", "cut", "route", "products", "cost"),
-                *("propagated", "no site because"),
-            )
+        left = ("leaf", "shape", "site", "cut", "route")
+        cells: list[tuple[str, ...]] = [
+            (*left, "products", "cost", "propagated", "no site because"),
         ]
         for use in self.uses:
-            way = (use.path, _shape_text(use.shape), use.site, use.cut, use.route)
+            left = (use.path, _shape_text(use.shape), use.site, use.cut, use.route)
             numbers = (str(use.products), f"{use.cost:.2f}")
-            cells.append((*way, *numbers, use.propagated, use.reason))
+            cells.append((*left, *numbers, use.propagated, use.reason))
         cells.append(("shared", *[""] * 5, f"{self.shared_cost:.2f}", "", ""))
         cells.append(("total", *[""] * 5, f"{self.cost:.2f}", "", ""))
         widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
