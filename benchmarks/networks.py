@@ -222,15 +222,12 @@ def trained(name: str, dataset: str, data_dir: str | None = None) -> Trained:
     optimizer = optax.adam(3e-3)
 
     @jax.jit
-    def train(params: Any, examples: Any, ids: jax.Array) -> Any:
-        def step(state: Any, some: jax.Array) -> Any:
-            params, optimizer_state = state
-            batch = jax.tree.map(lambda x: x[some], examples)
-            mean = lambda p: jnp.mean(jax.vmap(loss_fn, (None, 0))(p, batch))
-            updates, optimizer_state = optimizer.update(jax.grad(mean)(params), optimizer_state)
-            return (optax.apply_updates(params, updates), optimizer_state), None
+    def step(params: Any, optimizer_state: Any, batch: Any) -> Any:
+        mean = lambda p: jnp.mean(jax.vmap(loss_fn, (None, 0))(p, batch))
+        updates, optimizer_state = optimizer.update(jax.grad(mean)(params), optimizer_state)
+        return optax.apply_updates(params, updates), optimizer_state
 
-        return jax.lax.scan(step, (params, optimizer.init(params)), ids)[0][0]
-
-    examples = (jnp.asarray(images), jnp.asarray(labels))
-    return Trained(loss_fn, train(params, examples, ids), examples)
+    optimizer_state = optimizer.init(params)
+    for some in ids:  # not one compiled loop, in which convolutions take one core and longer
+        params, optimizer_state = step(params, optimizer_state, (images[some], labels[some]))
+    return Trained(loss_fn, params, (jnp.asarray(images), jnp.asarray(labels)))
