@@ -24,8 +24,9 @@ def gradient_equivalents(
     seconds: float,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """The median time of each call over that of one gradient of the mean loss, all in turn.
+    """The least time of each call over that of one gradient of the mean loss, all in turn.
 
+    The least, as other work on the machine only ever adds to a time, and most to a short one.
     The rounds take about so many seconds, and are at least five; what takes longer than that by
     itself runs once.
     """
@@ -37,8 +38,7 @@ def gradient_equivalents(
     quick = sum(time for name, time in once.items() if name not in slow)
     repeats = max(5, min(MAX_ROUNDS, int(seconds / max(quick, 1e-4))))
     runs = in_turn(works, repeats, say, slow if len(slow) < len(works) else None)
-    medians = {name: float(np.median(times)) for name, times in runs.items()}
-    return {name: median / medians["gradient"] for name, median in medians.items()}
+    return {name: min(times) / min(runs["gradient"]) for name, times in runs.items()}
 
 
 def flat(tree: Any) -> np.ndarray:

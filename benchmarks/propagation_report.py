@@ -139,8 +139,8 @@ def report(rows: Sequence[Row], command: str) -> str:
         "# Curvature propagation",
         "One probe of `propagated_diagonal` on networks trained on handwritten digits: 512 "
         "examples of scikit-learn's, 2,000 of MNIST. Cost is in gradient equivalents: time over "
-        "that of one compiled gradient of the same mean loss on the same batch, timed in turn, "
-        "medians. The rank correlation is Spearman's, over all entries. The "
+        "that of one compiled gradient of the same mean loss on the same batch, timed in turn, the "
+        "least of up to 200 runs each. The rank correlation is Spearman's, over all entries. The "
         "error is the distance to the exact diagonal over its length. The columns after it are, in "
         "per cent, the share of the entries with the largest curvature that both agree on, and the "
         "curvature that the mask of 5 % captures of what the best one does.",

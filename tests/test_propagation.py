@@ -185,6 +185,14 @@ def test_microbatch_does_not_change_the_result(network):
     chex.assert_trees_all_close(run(microbatch=3), run(), rtol=2e-5, atol=1e-6)
 
 
+def test_dense_layers_hold_no_weight_gradient_of_each_example():
+    loss_fn = lambda p, x: jnp.sum(jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) ** 2)
+    kernel, batch = jnp.ones((64, 64)), jnp.ones((512, 64))
+    run = jax.jit(sap.propagated_diagonal(loss_fn))
+    program = run.lower({"a": kernel, "b": kernel}, batch, jax.random.key(0)).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4 * len(batch) * kernel.size / 2
+
+
 def test_weights_and_reduction():
     loss_fn, params, batch, key = tanh_mlp()
     weights = jnp.array([0.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0])
