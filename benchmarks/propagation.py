@@ -55,7 +55,7 @@ class Propagation:
     seeds: int = 8
     """Draws that the quality of an estimate is averaged over."""
     seconds: float = 2.0
-    """About how long each timing takes."""
+    """About how long each timing takes; ten times that for the large networks."""
     data_dir: str | None = None
     """Where tensorflow-datasets keeps prepared MNIST; None is its default, or TFDS_DATA_DIR.
     Without it scikit-learn's digits are all."""
@@ -249,7 +249,7 @@ class Propagation:
         program, compile_seconds = compiled(estimate, params, batch, keys[0])
         say(name)
         works = {"propagated": lambda: program(params, batch, keys[0])}
-        costs = gradient_equivalents(loss_fn, params, batch, works, self.seconds, say)
+        costs = gradient_equivalents(loss_fn, params, batch, works, 10 * self.seconds, say)
         return {
             "part": "large",
             "network": name,
