@@ -210,7 +210,7 @@ TRAINING = {"digits": _Training(1_797, 256, 250), "mnist": _Training(10_000, 256
 
 
 @functools.cache
-def trained(name: str, dataset: str, data_dir: str | None = None) -> Trained:
+def trained(name: str, dataset: str, data_dir: str | None) -> Trained:
     """A network after adam on all digits of scikit-learn, or on 10,000 of MNIST."""
     recipe = TRAINING[dataset]
     parts = load_dataset(dataset, data_dir=data_dir, seed=0)

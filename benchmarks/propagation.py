@@ -177,7 +177,7 @@ class Propagation:
     def _loops(self, name: str, say: Say) -> Iterator[Row]:
         """Several probes one after the other, as the library runs them, and all at once."""
         say(f"{name}: several probes")
-        network, batch, *_ = _with_exact(name, "digits")
+        network, batch, *_ = _with_exact(name, "digits", self.data_dir)
         loss_fn, params = network.loss_fn, network.params
         one = sap.propagated_diagonal(loss_fn)
 
@@ -210,7 +210,7 @@ class Propagation:
         """Cost of a pass and of one product per site, for tanh networks of one width."""
         say(f"{depth} layers: compiling")
         loss_fn, params = mlp("tanh", (64, *[32] * (depth - 1), 10))
-        batch, key = _with_exact("relu mlp", "digits").batch, jax.random.key(0)
+        batch, key = _with_exact("relu mlp", "digits", self.data_dir).batch, jax.random.key(0)
         programs = {
             "propagated": compiled(sap.propagated_diagonal(loss_fn), params, batch, key)[0],
             "product per site": compiled(sap.hutchinson_diagonal(loss_fn), params, batch, key)[0],
@@ -225,7 +225,7 @@ class Propagation:
 
     def _rule(self, without: str, name: str, say: Say) -> Iterator[Row]:
         """The error of one probe without a rule, where the network has blocks for it."""
-        network, batch, _, want = _with_exact(name, "digits")
+        network, batch, _, want = _with_exact(name, "digits", self.data_dir)
         loss_fn, params = network.loss_fn, network.params
         if not matters(without, loss_fn, params, batch):
             return
@@ -271,7 +271,7 @@ class _WithExact(NamedTuple):
 
 
 @functools.cache
-def _with_exact(name: str, dataset: str, data_dir: str | None = None) -> _WithExact:
+def _with_exact(name: str, dataset: str, data_dir: str | None) -> _WithExact:
     """A trained network, what its curvature is measured on, and the exact one."""
     network = trained(name, dataset, data_dir)
     batch = network.take(NUM_EXAMPLES[dataset])
