@@ -25,6 +25,7 @@ from benchmarks.propagation_report import draw, quality_table, report
 from benchmarks.settings import command_line
 from benchmarks.tables import wide_console
 from benchmarks.timing import compiled, temporary_bytes
+from sapsel_jax._propagation import PROBES_AT_ONCE
 
 NUM_EXAMPLES = {"digits": 512, "mnist": 2_000}
 MNIST = ("relu mlp", "tanh mlp", "gelu mlp")
@@ -37,7 +38,6 @@ CHUNK = 64
 DEPTHS = (2, 4, 8, 16, 32)
 ABLATED = ("relu mlp", "gelu mlp", "attention")
 LOOPED = ("gelu mlp", "relu cnn")
-NUM_LOOPED = 4
 MICROBATCH = 8
 LARGE: dict[str, tuple[Callable[[], Any], int]] = {
     "ResNet": (resnet, 32),
@@ -175,22 +175,15 @@ class Propagation:
                 }
 
     def _loops(self, name: str, say: Say) -> Iterator[Row]:
-        """Several probes one after the other, as the library runs them, and all at once."""
+        """Several probes at once, and one after the other."""
         say(f"{name}: several probes")
         network, batch, *_ = _with_exact(name, "digits", self.data_dir)
-        loss_fn, params = network.loss_fn, network.params
-        one = sap.propagated_diagonal(loss_fn)
-
-        def at_once(params: Any, batch: Any, key: jax.Array) -> Any:
-            keys = jax.random.split(key, NUM_LOOPED)
-            draws = jax.vmap(one, (None, None, 0))(params, batch, keys)
-            return jax.tree.map(lambda x: x.mean(0), draws)
-
-        key = jax.random.key(0)
-        ways = {
-            "looped": sap.propagated_diagonal(loss_fn, num_probes=NUM_LOOPED),
-            "vmapped": at_once,
-        }
+        loss_fn, params, key = network.loss_fn, network.params, jax.random.key(0)
+        together = sap.propagated_diagonal(loss_fn, num_probes=PROBES_AT_ONCE)
+        in_turn = sap.propagated_diagonal(
+            loss_fn, num_probes=PROBES_AT_ONCE, microbatch=NUM_EXAMPLES["digits"]
+        )
+        ways = {"at once": together, "in turn": in_turn}
         programs = {way: compiled(fn, params, batch, key)[0] for way, fn in ways.items()}
         works = {
             way: functools.partial(program, params, batch, key) for way, program in programs.items()
@@ -201,7 +194,7 @@ class Propagation:
                 "part": "loops",
                 "network": name,
                 "way": way,
-                "probes": NUM_LOOPED,
+                "probes": PROBES_AT_ONCE,
                 "cost": costs[way],
                 "megabytes": temporary_bytes(program) / 2**20,
             }

@@ -197,7 +197,7 @@ def report(rows: Sequence[Row], command: str) -> str:
         ]
     parts += [
         "## Several probes",
-        "One after the other, as the library runs them, and all at once by `jax.vmap`.",
+        "At once, as the library runs them by default, and in turn.",
         _table(
             rows,
             "loops",
@@ -278,7 +278,9 @@ def _draw_examples(path: Path, rows: Sequence[Row]) -> None:
     shape = (-(-len(names) // 3), min(3, len(names)))
     with figure(path, (11, 1.8 + 3 * shape[0]), title, subtitle) as canvas:
         axes = canvas.subplots(*shape, sharex=True, sharey=True, squeeze=False).ravel()
-        for ax, name in zip(axes, names, strict=True):
+        for ax in axes[len(names) :]:
+            ax.set_visible(False)
+        for ax, name in zip(axes, names, strict=False):
             for method, label, colour in (
                 ("exact", "exact diagonal", OTHER),
                 ("propagated", "one probe", OURS),

@@ -22,6 +22,9 @@ from sapsel_jax._types import Batch, Diagonal, LossFn, Params
 BUDGET = 2**24
 """Entries that the temporaries of one chunk of examples may hold: 64 MB in float32."""
 
+PROBES_AT_ONCE = 4
+"""They share the values and the adjoint of an example. On CPU it makes no difference for dense
+networks; convolutions run in a loop, which one probe after the other needs, take longer."""
 
 ONE_BY_ONE = {"dot_general", "region"}
 """What adjoint and signals are pulled through one after the other, which is faster on CPU."""
@@ -46,7 +49,8 @@ def propagated_diagonal(
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
-      num_probes: how many such passes, at least 1; they run one after the other.
+      num_probes: how many such passes, at least 1; four at once, or one after the other where
+        `microbatch` is given.
       microbatch: how many examples are worked on at once, at least 1. Memory grows with it in
         proportion; the default is as many as fit into about 64 MB. The draws belong to the
         examples, so the result does not depend on it but for rounding.
@@ -64,8 +68,10 @@ def propagated_diagonal(
         shape, if a count is too small or `reduction` is unknown.
       NotImplementedError: if a `while` loop or complex numbers depend on the parameters.
 
-    Cost: about 1.5 to 2.5 gradient equivalents a probe for multilayer perceptrons and small
-      convolutional networks, 3 to 4 for attention with LayerNorm; it does not grow with depth.
+    Cost: measured on trained networks, for one probe, 1.3 to 2.2 gradient equivalents for
+      multilayer perceptrons, 1.5 and 2.7 for small convolutional networks with ReLU and GELU, 2.3
+      for a block of attention with LayerNorm, 2.4 for a ResNet of a million parameters, 2.8 for a
+      transformer of 6 layers. It does not grow with depth: 1.5 for 2 layers, 2.2 for 32.
 
     Source: J. Martens, I. Sutskever, K. Swersky, "Estimating the Hessian by Back-propagating
       Curvature" (2012), with two real signals for a complex one, and for any JAX function.
@@ -91,7 +97,8 @@ def propagated_diagonal(
         graph, leaves, num_examples = read_loss(loss_fn, params, batch, args, weights)
         structures = {use: structure(graph, use) for use in find_uses(graph)}
         passes = _plan(graph, structures)
-        at_once = microbatch or examples_at_once(graph, structures)
+        probes_at_once = 1 if microbatch else min(PROBES_AT_ONCE, num_probes)
+        at_once = microbatch or max(1, examples_at_once(graph, structures) // probes_at_once)
 
         def one_probe(probe: jax.Array) -> Diagonal:
             def records_of(some: Any, leaves: Any, example: Any) -> list[Record]:
@@ -107,7 +114,7 @@ def propagated_diagonal(
                 chunk_sum, examples, weights, params, num_examples, at_once, reduction
             )
 
-        return mean_of_probes(one_probe, num_probes, return_error)
+        return mean_of_probes(one_probe, num_probes, return_error, probes_at_once)
 
     return diagonal
 
