@@ -10,8 +10,10 @@ import pytest
 from networks import dense_diagonal, mean_loss
 
 import sapsel_jax as sap
+from benchmarks.timing import temporary_bytes
 from sapsel_jax._blocks import find_blocks
 from sapsel_jax._graph import trace
+from sapsel_jax._probes import mean_of_probes
 from sapsel_jax._sites import find_uses
 
 NUM_REPEATS = 2000
@@ -179,7 +181,7 @@ def test_jit_equals_eager():
 def test_microbatch_does_not_change_the_result(network):
     loss_fn, params, batch = network()
     key, weights = jax.random.key(5), jnp.arange(len(batch[1]), dtype=jnp.float32)
-    run = lambda **options: jax.jit(sap.propagated_diagonal(loss_fn, **options))(
+    run = lambda **options: jax.jit(sap.propagated_diagonal(loss_fn, num_probes=2, **options))(
         params, batch, key, weights=weights
     )
     chex.assert_trees_all_close(run(microbatch=3), run(), rtol=2e-5, atol=1e-6)
@@ -190,7 +192,7 @@ def test_dense_layers_hold_no_weight_gradient_of_each_example():
     kernel, batch = jnp.ones((64, 64)), jnp.ones((512, 64))
     run = jax.jit(sap.propagated_diagonal(loss_fn))
     program = run.lower({"a": kernel, "b": kernel}, batch, jax.random.key(0)).compile()
-    assert program.memory_analysis().temp_size_in_bytes < 4 * len(batch) * kernel.size / 2
+    assert temporary_bytes(program) < 4 * len(batch) * kernel.size / 2
 
 
 def test_weights_and_reduction():
@@ -225,6 +227,14 @@ def test_error_is_the_spread_between_probes_over_root_probes():
     assert np.any(errors > 1e-4)
     # Four probes are worth a quarter of one in variance.
     np.testing.assert_allclose(4 * errors, ((run() - exact) ** 2).mean(0), 0.4, 1e-6)
+
+
+@pytest.mark.parametrize(("num_probes", "at_once"), [(2, 1), (3, 4), (5, 4), (8, 4), (9, 4)])
+def test_probes_at_once_have_the_mean_and_error_of_all(num_probes, at_once):
+    values = networks.normal(jax.random.key(0), num_probes, 3)
+    mean, error = mean_of_probes(lambda i: {"x": values[i]}, num_probes, True, at_once)
+    np.testing.assert_allclose(mean["x"], values.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(error["x"], values.std(0, ddof=1) / num_probes**0.5, rtol=1e-5)
 
 
 def test_penalties_are_exact():
@@ -313,6 +323,8 @@ def test_while_loops_are_refused():
 
     with pytest.raises(NotImplementedError, match="has a `while` loop that depends on the para"):
         sap.propagated_diagonal(loss_fn)(jnp.ones(2), jnp.ones((3, 2)), jax.random.key(0))
+    (use,) = sap.explain(loss_fn, jnp.ones(2), jnp.ones(2)).uses
+    assert use.propagated == "refused: while"
 
 
 @pytest.mark.parametrize(
@@ -349,12 +361,6 @@ def test_explain_says_what_one_pass_does_for_each_leaf():
     got, again = (jax.jit(diagonal)(params, batch, jax.random.key(i)) for i in range(2))
     chex.assert_trees_all_equal(*({k: x[k] for k in ("last", "bias")} for x in (got, again)))
     assert np.any(got["tied"] != again["tied"])
-
-
-def test_explain_says_that_a_while_loop_is_refused():
-    loss_fn = lambda w, x: jax.lax.while_loop(lambda h: h.sum() < 9, lambda h: 2 * h, w * x).sum()
-    (use,) = sap.explain(loss_fn, jnp.ones(2), jnp.ones(2)).uses
-    assert use.propagated == "refused: while"
 
 
 @pytest.mark.parametrize(
