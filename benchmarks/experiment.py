@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks.curvature import gradient_equivalents, timed
-from benchmarks.data import Dataset
+from benchmarks.data import Dataset, Split
 from benchmarks.methods import METHODS, Material
 from benchmarks.metrics import accuracy, count_changed, count_entries, recovery
 from benchmarks.models import Model
@@ -25,6 +25,8 @@ from benchmarks.updates import (
 
 TUNING_SEED = 0
 """Hyperparameters are tuned on this seed; the reported seeds are 1, 2, ..."""
+SHIPPED = ("sharpest", "iterative")
+"""The method and update whose changes are kept as a patch."""
 
 
 class Case(NamedTuple):
@@ -69,6 +71,8 @@ class Comparison:
     """The lines of `results.jsonl`."""
     masks: dict[str, Any]
     """The masks of the first reported seed, by method."""
+    shipped: tuple[Any, Any]
+    """The first reported seed's parameters before and after `SHIPPED`."""
     curvature_cost: float
     """Gradient equivalents of the curvature."""
 
@@ -95,14 +99,15 @@ def compare(settings: Settings, advance: Callable[[str], None]) -> Comparison:
     cost = gradient_equivalents(model, tuning_case.params, tuning_case.material.sample)
     trials = list(_tune(tuning_case, advance))
     chosen = {(trial.method, trial.update): trial.value for trial in trials if trial.chosen}
-    rows, masks = [], {}
+    rows, masks, shipped = [], {}, (None, None)
     for seed in range(1, settings.seeds + 1):
         advance(f"Seed {seed}: training the poisoned model")
         case = make_case(settings, model, settings.load(seed), seed)
-        seed_rows, seed_masks = _measure(settings, case, chosen, cost, advance)
+        seed_rows, seed_masks, after = _measure(settings, case, chosen, cost, advance)
         rows += seed_rows
-        masks = masks or seed_masks
-    return Comparison(settings, tuning_case, trials, rows, masks, cost)
+        if seed == 1:
+            masks, shipped = seed_masks, (case.params, after)
+    return Comparison(settings, tuning_case, trials, rows, masks, shipped, cost)
 
 
 def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> Case:
@@ -112,8 +117,6 @@ def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> 
     recipe = settings.recipe
     steps = num_steps(recipe, num_train)
     params = train(model, recipe, poisoned.train, np.arange(num_train), steps, seed)
-    num_sampled = min(settings.curvature_examples, num_train)
-    sampled = np.random.default_rng([seed, 3]).choice(num_train, num_sampled, replace=False)
     original = as_batch(poisoned.original)
     about, weight = (
         (poisoned.original, -REMOVAL_WEIGHT)
@@ -131,19 +134,26 @@ def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> 
     corrections = Corrections(
         original=original,
         corrected=None if poisoned.corrected is None else as_batch(poisoned.corrected),
+        data=as_batch(_sample(poisoned.data, settings.curvature_examples, [seed, 5])),
         num_examples=len(poisoned.data.labels),
         batches=batches,
-        num_update_examples=batches["label"].size,
     )
     material = Material(
         model=model,
         params=params,
-        sample=as_batch(poisoned.train.take(np.sort(sampled))),
+        sample=as_batch(_sample(poisoned.train, settings.curvature_examples, [seed, 3])),
         original=original,
         fraction=settings.fraction,
         key=jax.random.key(seed),
     )
     return Case(seed, model, dataset, poisoned, params, steps, material, corrections)
+
+
+def _sample(split: Split, most: int, seed: list[int]) -> Split:
+    """At most so many examples, drawn at random."""
+    count = len(split.labels)
+    ids = np.random.default_rng(seed).choice(count, min(most, count), replace=False)
+    return split.take(np.sort(ids))
 
 
 def tuning_objective(validation: float, forget: float, removal: bool) -> float:
@@ -162,7 +172,7 @@ def _tune(case: Case, advance: Callable[[str], None]) -> Iterator[Trial]:
             trials = []
             for i, value in enumerate(update.trials):
                 advance(f"Tuning {method}, {name}, {i + 1} of {len(update.trials)}")
-                params = update.run(case.model, case.params, mask, case.corrections, value)
+                params, _ = update.run(case.model, case.params, mask, case.corrections, value)
                 validation = accuracy(case.model, params, case.dataset.validation)
                 forget = accuracy(case.model, params, case.poisoned.forget)
                 objective = tuning_objective(validation, forget, case.poisoned.corrected is None)
@@ -180,8 +190,8 @@ def _measure(
     chosen: dict[tuple[str, str], float],
     curvature_cost: float,
     advance: Callable[[str], None],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of one seed, and its masks."""
+) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:
+    """The rows of one seed, its masks, and its parameters after `SHIPPED`."""
     advance(f"Seed {case.seed}: retraining from scratch")
     ids = case.poisoned.retained if case.poisoned.corrected is None else None
     retrained, retrain_seconds = timed(
@@ -236,14 +246,17 @@ def _measure(
         "gradient": len(case.poisoned.original.labels),
         "curvature": round(curvature_cost * len(case.material.sample["label"])),
     }
-    masks = {}
+    masks, shipped = {}, None
     for method, spec in METHODS.items():
         masks[method], selection_seconds = timed(lambda spec=spec: spec.select(case.material))
         for name, update in UPDATES.items():
             advance(f"Seed {case.seed}: {method}, {name}")
             value = chosen[method, name]
             work = (case.model, case.params, masks[method], case.corrections, value)
-            params, update_seconds = timed(lambda update=update, work=work: update.run(*work))
+            (params, update_gradients), update_seconds = timed(
+                lambda update=update, work=work: update.run(*work)
+            )
+            shipped = params if (method, name) == SHIPPED else shipped
             rows.append(
                 row(
                     method,
@@ -252,12 +265,12 @@ def _measure(
                     selection_seconds=selection_seconds,
                     update_seconds=update_seconds,
                     selection_example_gradients=selection_gradients[spec.needs],
-                    update_example_gradients=update.example_gradients(case.corrections),
+                    update_example_gradients=update_gradients,
                     tuned=update.tuned,
                     tuned_value=value,
                 )
             )
-    return rows, masks
+    return rows, masks, shipped
 
 
 def _evaluate(case: Case, params: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from benchmarks.summary import Line
 TITLES = {
     "none": "References",
     "first_order": "First-order update",
+    "second_order": "Second-order update",
     "iterative": "Iterative update",
 }
 MIN_WIDTH = 170

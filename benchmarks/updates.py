@@ -1,4 +1,4 @@
-"""How the selected parameters are changed: one closed-form step, or steps over batches."""
+"""How the selected parameters are changed: one step in closed form or Newton's, or many steps."""
 
 import functools
 from collections.abc import Callable
@@ -10,10 +10,13 @@ import optax
 
 import sapsel_jax as sap
 from benchmarks.data import Split
-from benchmarks.models import Model
+from benchmarks.models import Model, cross_entropy
 from benchmarks.training import shuffled_batches
 
 MICROBATCH = 1_000
+SOLVER = sap.conjugate_gradient(tolerance=1e-2, max_iterations=100)
+PRODUCT_GRADIENTS = 2
+"""What a product of curvature with a vector costs, in gradients on the same examples."""
 REMOVAL_WEIGHT = 0.2
 """How much a removed example counts against a retained one, with the opposite sign."""
 
@@ -23,12 +26,12 @@ class Corrections(NamedTuple):
 
     original: Any
     corrected: Any | None
+    data: Any
+    """A random sample of the training set as it should have been."""
     num_examples: int
     """The size of the training set as it should have been."""
     batches: Any
     """Steps by examples: one half about the poisoned examples, one half retained."""
-    num_update_examples: int
-    """The examples of all `batches`."""
 
 
 class Update(NamedTuple):
@@ -38,9 +41,9 @@ class Update(NamedTuple):
     tuned: str
     trials: tuple[float, ...]
     """The values that are tried, the same for every method."""
-    run: Callable[[Model, Any, Any, Corrections, float], Any]
-    """`run(model, params, mask, corrections, value)` returns new parameters."""
-    example_gradients: Callable[[Corrections], int]
+    run: Callable[[Model, Any, Any, Corrections, float], tuple[Any, Any]]
+    """`run(model, params, mask, corrections, value)` returns new parameters, and what they cost in
+    example gradients."""
 
 
 def as_batch(split: Split, weight: float = 1.0) -> dict[str, np.ndarray]:
@@ -87,6 +90,46 @@ def _first_order(
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def _second_order(
+    model: Model,
+    params: Any,
+    mask: Any,
+    original: Any,
+    corrected: Any,
+    data: Any,
+    num_examples: int,
+    value: jax.Array,
+) -> tuple[Any, sap.Certificate]:
+    return sap.second_order_update(
+        model.loss,
+        params,
+        original,
+        corrected,
+        data,
+        damping=value,
+        mask=mask,
+        num_examples=num_examples,
+        solver=SOLVER,
+        model_fn=lambda p, example: model.apply(p, example["image"][None])[0],
+        output_loss_fn=cross_entropy,
+    )
+
+
+def _newton_step(
+    model: Model, params: Any, mask: Any, c: Corrections, value: float
+) -> tuple[Any, int]:
+    """The step and its cost in example gradients.
+
+    Beside the solver's products: two more, of its own check and of the predicted decrease; two
+    gradients; and two passes for the losses, which are a gradient together.
+    """
+    batches = (c.original, c.corrected, c.data)
+    params, certificate = _second_order(model, params, mask, *batches, c.num_examples, value)
+    products = PRODUCT_GRADIENTS * (int(certificate.iterations) + 2)
+    return params, _count(c.original) + _count(c.corrected) + (3 + products) * _count(c.data)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _iterative(model: Model, params: Any, mask: Any, batches: Any, value: jax.Array) -> Any:
     return sap.iterative_update(
@@ -103,16 +146,24 @@ UPDATES = {
         summary="one closed-form step on the poisoned examples and their corrections",
         tuned="step_size",
         trials=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
-        run=lambda model, params, mask, c, value: _first_order(
-            model, params, mask, c.original, c.corrected, c.num_examples, value
+        run=lambda model, params, mask, c, value: (
+            _first_order(model, params, mask, c.original, c.corrected, c.num_examples, value),
+            _count(c.original) + _count(c.corrected),
         ),
-        example_gradients=lambda c: _count(c.original) + _count(c.corrected),
+    ),
+    "second_order": Update(
+        summary="one Gauss-Newton step, its curvature on a random sample of the corrected data",
+        tuned="damping",
+        trials=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0),
+        run=_newton_step,
     ),
     "iterative": Update(
         summary="adam on batches of corrected and retained examples",
         tuned="learning_rate",
         trials=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
-        run=lambda model, params, mask, c, value: _iterative(model, params, mask, c.batches, value),
-        example_gradients=lambda c: c.num_update_examples,
+        run=lambda model, params, mask, c, value: (
+            _iterative(model, params, mask, c.batches, value),
+            c.batches["label"].size,
+        ),
     ),
 }

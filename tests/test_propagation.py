@@ -221,7 +221,6 @@ def test_error_is_the_spread_between_probes_over_root_probes():
         jax.vmap(lambda k: sap.propagated_diagonal(loss_fn, **options)(params, batch, k))
     )(keys)
     diagonal, error = run(num_probes=4, return_error=True)
-    chex.assert_trees_all_close(diagonal, run(num_probes=4), rtol=1e-5, atol=1e-6)
     errors = ((diagonal - exact) ** 2).mean(0)
     np.testing.assert_allclose((error**2).mean(0), errors, rtol=0.4, atol=1e-6)
     assert np.any(errors > 1e-4)
