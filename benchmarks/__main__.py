@@ -8,6 +8,7 @@ import tyro
 from benchmarks.audit import Audit
 from benchmarks.errors import UsageError
 from benchmarks.listing import List
+from benchmarks.propagation import Propagation
 from benchmarks.selection import Selection
 from benchmarks.speed import Speed
 from benchmarks.unlearn import Unlearn
@@ -16,6 +17,7 @@ COMMANDS = {
     "unlearn": Unlearn,
     "audit": Audit,
     "speed": Speed,
+    "propagation": Propagation,
     "selection": Selection,
     "list": List,
 }

@@ -1,10 +1,11 @@
-"""What an exact diagonal will cost, and why, before anything is computed."""
+"""How each leaf's diagonal will be computed, at what cost, and why, before anything is computed."""
 
 import dataclasses
 from typing import Any
 
 from sapsel_jax._checks import check_float_leaves, named_leaves
 from sapsel_jax._graph import Graph, trace
+from sapsel_jax._propagation import describe
 from sapsel_jax._routes import Routes, Task, choose
 from sapsel_jax._sites import Use
 from sapsel_jax._types import Example, LossFn, Params
@@ -22,6 +23,9 @@ class PlannedUse:
       route: the way to the diagonal.
       products: how many tangents are pushed, rows pulled or Hessian-vector products taken for it.
       cost: in gradient equivalents, without what is shared.
+      propagated: how `propagated_diagonal` estimates it in its one pass: "exact" where nothing
+        random comes between, else "at the site", or "at the leaf" where that has no site;
+        "refused" with the reason.
       reason: why the leaf has no site; empty where it has one.
     """
 
@@ -32,12 +36,15 @@ class PlannedUse:
     route: str
     products: int
     cost: float
+    propagated: str
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How `exact_diagonal` will compute each leaf; `str()` of it is a table.
+    """How `exact_diagonal` will compute each leaf, and what one pass would do for it.
+
+    `str()` of it is a table.
 
     Attributes:
       uses: one entry for each way by which a leaf enters the loss.
@@ -52,13 +59,16 @@ class Plan:
 
     def __str__(self) -> str:
         """A table with a line per use, one for what is shared and one for all."""
-        cells = [("leaf", "shape", "site", "cut", "route", "products", "cost", "no site because")]
+        left = ("leaf", "shape", "site", "cut", "route")
+        cells: list[tuple[str, ...]] = [
+            (*left, "products", "cost", "propagated", "no site because"),
+        ]
         for use in self.uses:
-            shape = _shape_text(use.shape)
+            left = (use.path, _shape_text(use.shape), use.site, use.cut, use.route)
             numbers = (str(use.products), f"{use.cost:.2f}")
-            cells.append((use.path, shape, use.site, use.cut, use.route, *numbers, use.reason))
-        cells.append(("shared", "", "", "", "", "", f"{self.shared_cost:.2f}", ""))
-        cells.append(("total", "", "", "", "", "", f"{self.cost:.2f}", ""))
+            cells.append((*left, *numbers, use.propagated, use.reason))
+        cells.append(("shared", *[""] * 5, f"{self.shared_cost:.2f}", "", ""))
+        cells.append(("total", *[""] * 5, f"{self.cost:.2f}", "", ""))
         widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
         right = {5, 6}
         lines = [
@@ -82,10 +92,12 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
 
     Returns:
       A `Plan`; printed it is a table with the site, the cut, the route, the number of products and
-      the estimated gradient equivalents of each leaf, and the reason where it has no site.
+      the estimated gradient equivalents of each leaf, how `propagated_diagonal` estimates it, and
+      the reason where it has no site.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays.
+      NotImplementedError: if complex numbers depend on the parameters.
 
     Cost: no numbers are computed; a second or two for a network of a hundred operations.
 
@@ -100,10 +112,10 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
       ...     return jnp.sum((hidden @ params["tied"] @ params["tied"]) ** 2)
       >>> params = {"a": jnp.ones((9, 4)), "b": jnp.ones(4), "tied": jnp.ones((4, 4))}
       >>> print(sap.explain(loss_fn, params, jnp.ones(9)))
-      leaf    shape  site                cut  route                  products  cost  no site because
-      a       [9 4]  dot_general -> [4]       tangents at the site          4  ...
-      b       [4]    add -> [4]               tangents at the site          4  ...
-      tied    [4 4]  itself                   tangents at the leaf         16  ... 2 uses meet ...
+      leaf    shape  site                cut  route                  products  cost  propagated ...
+      a       [9 4]  dot_general -> [4]       tangents at the site          4  ...   at the site
+      b       [4]    add -> [4]               tangents at the site          4  ...   at the site
+      tied    [4 4]  itself                   tangents at the leaf         16  ...   at the leaf ...
       shared  ...
       total   ...
     """
@@ -111,19 +123,29 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
     graph = trace(lambda p, e: loss_fn(p, e, *args), params, example)
     routes = choose(graph)
     names = [name for name, _ in named_leaves(params)]
-    found = [(use, task) for task in routes.tasks for use in task.uses]
-    found.sort(key=lambda pair: pair[0].leaf)
-    uses = [_planned(graph, routes, names[use.leaf], use, task) for use, task in found]
-    reached = {use.leaf for use, _ in found}
+    propagated = _propagated(graph, routes)
+    uses = []
     for leaf, name in enumerate(names):
-        if leaf not in reached:
+        found = [(u, task) for task in routes.tasks for u in task.uses if u.leaf == leaf]
+        uses += [_planned(graph, routes, name, use, task, propagated[use]) for use, task in found]
+        if not found:
             shape = graph.shape(graph.leaves[leaf])
-            uses.insert(leaf, PlannedUse(name, shape, "none", "", "zero", 0, 0.0, ""))
+            uses.append(PlannedUse(name, shape, "none", "", "zero", 0, 0.0, "zero", ""))
     total = (routes.shared_work + sum(task.work for task in routes.tasks)) / routes.gradient_work
     return Plan(tuple(uses), routes.shared_work / routes.gradient_work, total)
 
 
-def _planned(graph: Graph, routes: Routes, name: str, use: Use, task: Task) -> PlannedUse:
+def _propagated(graph: Graph, routes: Routes) -> dict[Use, str]:
+    """How one pass estimates each use, or why it refuses."""
+    try:
+        return describe(graph, routes.structures)
+    except NotImplementedError:
+        return dict.fromkeys(routes.structures, "refused: while")
+
+
+def _planned(
+    graph: Graph, routes: Routes, name: str, use: Use, task: Task, propagated: str
+) -> PlannedUse:
     site = "itself"
     if use.entry is not None:
         entered_by = use.entry.params.get("for", use.entry.name)
@@ -140,7 +162,7 @@ def _planned(graph: Graph, routes: Routes, name: str, use: Use, task: Task) -> P
         route = f"tangents {where}"
     cost = task.work / len(task.uses) / routes.gradient_work
     shape = graph.shape(graph.leaves[use.leaf])
-    return PlannedUse(name, shape, site, cut, route, products, cost, use.reason)
+    return PlannedUse(name, shape, site, cut, route, products, cost, propagated, use.reason)
 
 
 def _shape_text(shape: tuple[int, ...]) -> str:

@@ -52,6 +52,7 @@ def gauss_newton_diagonal(
       TypeError: if `params` holds anything but real floating-point arrays.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if `microbatch` is below 1 or `reduction` is unknown.
+      NotImplementedError: if complex numbers depend on the parameters.
 
     Cost: one backward pass per output, without gradients of weights: about half a gradient
       equivalent each for dense networks.
@@ -125,6 +126,7 @@ def sampled_gauss_newton_diagonal(
       TypeError: if `params` holds anything but real floating-point arrays.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if a count is too small or `reduction` is unknown.
+      NotImplementedError: if complex numbers depend on the parameters.
 
     Cost: about 1.5 gradient equivalents per sample.
 
@@ -207,6 +209,7 @@ def empirical_fisher_diagonal(
       TypeError: if `params` holds anything but real floating-point arrays.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if `microbatch` is below 1 or `reduction` is unknown.
+      NotImplementedError: if complex numbers depend on the parameters.
 
     Cost: about 1 gradient equivalent for dense networks.
 
@@ -269,6 +272,7 @@ def is_piecewise_affine(
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays.
+      NotImplementedError: if complex numbers depend on the parameters.
 
     Cost: no numbers are computed.
 

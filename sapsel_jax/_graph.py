@@ -211,7 +211,13 @@ class _Builder:
             sources |= self.sources[var]
         for var in node.outs:
             self.varying[var] = any(self.varying[v] for v in node.ins)
-            is_float = jnp.issubdtype(self.avals[var].dtype, jnp.floating)
+            dtype = self.avals[var].dtype
+            if sources and jnp.issubdtype(dtype, jnp.complexfloating):
+                raise NotImplementedError(
+                    "The function computes complex numbers from the parameters, which only "
+                    "`basis_diagonal` and `probe_diagonal` can follow."
+                )
+            is_float = jnp.issubdtype(dtype, jnp.floating)
             self.sources[var] = sources if is_float and node.name not in ZERO_DERIVATIVE else 0
 
     def inline(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[int]) -> list[int]:

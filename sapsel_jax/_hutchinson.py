@@ -52,6 +52,7 @@ def hutchinson_diagonal(
       TypeError: if `params` holds anything but real floating-point arrays.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if a count is too small or `reduction` is unknown.
+      NotImplementedError: if complex numbers depend on the parameters.
 
     Cost: for each probe one Hessian-vector product per site, each through the part of the network
       after the site alone: about 1 to 4 gradient equivalents for a network of three layers, and

@@ -60,10 +60,12 @@ class Noise:
       diagonal: entries whose expectation is the diagonal of the block's Hessian in this input.
         Where that is enough, it takes the place of products of noise, whose error is larger. None
         for noise drawn for several inputs together, as products with its other parts count too.
+      exact: `diagonal` is no estimate.
     """
 
     pair: Pair
     diagonal: jax.Array | None
+    exact: bool
 
 
 def num_signs(graph: Graph, blocks: Sequence[Block]) -> list[int]:
@@ -93,7 +95,7 @@ def _elementwise(fn: Callable[..., Any], x: jax.Array, adjoint: jax.Array, r: ja
     slope = lambda y: jax.jvp(lambda z: fn(z)[0], (y,), (ones,))[1]
     bend = adjoint * jax.jvp(slope, (x,), (ones,))[1]
     first = jnp.sqrt(jnp.abs(bend)) * r
-    return Noise(Pair(first, jnp.sign(bend) * first), bend)
+    return Noise(Pair(first, jnp.sign(bend) * first), bend, True)
 
 
 def _logsumexp(
@@ -113,8 +115,8 @@ def _logsumexp(
     first = (jnp.sqrt(jnp.abs(c)) * root).astype(x.dtype)
     sign, diagonal = jnp.sign(c), c * p * (1 - p)
     if c.size == 1:
-        return Noise(Pair(first, None, sign.reshape(())), diagonal)
-    return Noise(Pair(first, sign * first), diagonal)
+        return Noise(Pair(first, None, sign.reshape(())), diagonal, True)
+    return Noise(Pair(first, sign * first), diagonal, True)
 
 
 def _softmax(
@@ -128,7 +130,8 @@ def _softmax(
     (d,) = back([adjoint])
     root = jnp.sqrt(jnp.abs(d)) * r
     project = lambda y: y - p * y.sum(axes, keepdims=True)
-    return Noise(Pair(project(root), project(jnp.sign(d) * root)), d * (1 - 2 * p))
+    pair = Pair(project(root), project(jnp.sign(d) * root))
+    return Noise(pair, d * (1 - 2 * p), True)
 
 
 def _multinomial_root(p: jax.Array, r: jax.Array) -> jax.Array:
@@ -170,7 +173,8 @@ def _product(
     scales = [jnp.sqrt(jnp.sqrt(square)) for square in squares]
     divided = [_divide(v, s) for v, s in zip(drawn, scales, strict=True)]
     products = jax.vjp(fn, *divided)[1]([adjoint])
-    return [Noise(Pair(s * v, kv), None) for v, s, kv in zip(drawn, scales, products, strict=True)]
+    pairs = [Pair(s * v, kv) for v, s, kv in zip(drawn, scales, products, strict=True)]
+    return [Noise(pair, None, False) for pair in pairs]
 
 
 def _general(
@@ -185,12 +189,15 @@ def _general(
     The scale balances the two and has one value for each of the rows in which K has blocks.
     """
     pull = lambda *xs: jax.vjp(fn, *xs)[1](list(adjoints))
-    products = jax.jvp(pull, tuple(points), tuple(drawn))[1]
+    try:
+        products = jax.jvp(pull, tuple(points), tuple(drawn))[1]
+    except TypeError:  # A rule inside can only be run in reverse; Hessians are symmetric.
+        products = jax.vjp(pull, *points)[1](tuple(drawn))
     sizes = [_mean_square(kv, block.rows) for kv in products]
     square = sum(size * kv.size for size, kv in zip(sizes, products, strict=True))
     scale = jnp.sqrt(jnp.sqrt(square / sum(kv.size for kv in products)))
     return [
-        Noise(Pair(scale * v, _divide(kv, scale)), v * kv if len(points) == 1 else None)
+        Noise(Pair(scale * v, _divide(kv, scale)), v * kv if len(points) == 1 else None, False)
         for v, kv in zip(drawn, products, strict=True)
     ]
 

@@ -1,5 +1,6 @@
 """Averages over random probes."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -19,23 +20,40 @@ def check_probes(num_probes: int, return_error: bool) -> None:
 
 
 def mean_of_probes(
-    one_probe: Callable[[jax.Array], Diagonal], num_probes: int, return_error: bool
+    one_probe: Callable[[jax.Array], Diagonal],
+    num_probes: int,
+    return_error: bool,
+    at_once: int = 1,
 ) -> Any:
-    """Mean and standard error of the mean over probes, one probe at a time (Welford's update)."""
+    """Mean and standard error of the mean over probes, so many at once (Welford's update)."""
     if num_probes == 1:
         return one_probe(jnp.asarray(0))
 
-    def step(state: Any, probe: jax.Array) -> Any:
-        mean, squares = state
-        value = one_probe(probe)
-        delta = optax.tree.sub(value, mean)
-        mean = optax.tree.add_scale(mean, 1 / (probe + 1), delta)
-        squares = jax.tree.map(lambda s, d, v, m: s + d * (v - m), squares, delta, value, mean)
-        return (mean, squares), None
+    def add(state: Any, probes: jax.Array) -> Any:
+        if len(probes) == 1:
+            values = [one_probe(probes[0])]
+        else:
+            stacked = jax.vmap(one_probe)(probes)
+            values = [jax.tree.map(operator.itemgetter(i), stacked) for i in range(len(probes))]
+        for value, probe in zip(values, probes, strict=True):
+            mean, squares = state
+            delta = optax.tree.sub(value, mean)
+            mean = optax.tree.add_scale(mean, 1 / (probe + 1), delta)
+            squares = jax.tree.map(lambda s, d, v, m: s + d * (v - m), squares, delta, value, mean)
+            state = (mean, squares)
+        return state
 
     shapes = jax.eval_shape(one_probe, jnp.asarray(0))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (mean, squares), _ = jax.lax.scan(step, (zeros, zeros), jnp.arange(num_probes))
+    state, probes = (zeros, zeros), jnp.arange(num_probes)
+    num_groups, rest = divmod(num_probes, at_once)
+    if num_groups > 1:
+        groups = probes[: num_groups * at_once].reshape(num_groups, at_once)
+        state, _ = jax.lax.scan(lambda s, some: (add(s, some), None), state, groups)
+        probes = probes[num_probes - rest :]
+    if len(probes):
+        state = add(state, probes)
+    mean, squares = state
     if not return_error:
         return mean
     scale = 1 / (num_probes * (num_probes - 1))
