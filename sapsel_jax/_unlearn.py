@@ -11,7 +11,6 @@ import optax
 
 from sapsel_jax._certificates import Certificate, Reason
 from sapsel_jax._checks import batch_size, check_count, check_fraction, check_number
-from sapsel_jax._exact import exact_diagonal
 from sapsel_jax._first_order import (
     check_update,
     first_order_step,
@@ -27,6 +26,7 @@ from sapsel_jax._gradients import (
     widen,
 )
 from sapsel_jax._iterative import iterative_update
+from sapsel_jax._propagation import propagated_diagonal
 from sapsel_jax._scoring import score_sharpest
 from sapsel_jax._second_order import second_order_update
 from sapsel_jax._selection import select_top_fraction
@@ -92,7 +92,8 @@ def unlearn(
       num_examples: the size of the training set as it should have been; None takes that of `data`.
       curvature: `curvature(params, batch, *args)`, or `(params, batch, key, *args)` if it has a
         parameter of the name `key`: the mean diagonal over a batch, as `hutchinson_diagonal` and
-        its like return it. None takes `exact_diagonal`.
+        its like return it. None takes `propagated_diagonal`, whose masks hardly differ from those
+        of `exact_diagonal` at a fraction of its cost.
       score: diagonal to scores; what else a score needs, it may close over.
       select: scores and fraction to mask.
       update: `update(loss_fn, params, original, corrected, data, *, mask, num_examples, microbatch,
@@ -141,7 +142,7 @@ def unlearn(
     num_data = batch_size("data", data)
     num_examples = num_examples or num_data
     if curvature is None:
-        curvature = exact_diagonal(loss_fn, microbatch=microbatch)
+        curvature = propagated_diagonal(loss_fn, microbatch=microbatch)
     if update is None:
         total = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
         most = round(fraction * total) if select is select_top_fraction else None
