@@ -1,0 +1,183 @@
+"""Other libraries' ways to a Hessian diagonal, in JAX: the extra `peers` has those not at hand."""
+
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from benchmarks.cases import Case, has_weights, plain
+from benchmarks.contenders import Contender, gauss_newton_is_hessian
+
+SMALL = 4_000
+"""Parameters up to which a whole Hessian is built."""
+XDIAG_VECTORS = (2, 8)
+"""Random vectors of XDiag, which takes two products for each: 4 and 16."""
+
+
+class Unavailable(Exception):
+    """A peer cannot run here; its text is the reason."""
+
+
+def jax_peers(case: Case) -> tuple[list[Contender], list[str]]:
+    """The peers that can run on a case, and why others cannot."""
+    found: list[Contender] = []
+    skipped = []
+    for name, make in PEERS.items():
+        try:
+            found += make(case)
+        except Unavailable as error:
+            skipped.append(f"{name}: {error}")
+    return found, skipped
+
+
+def _import(module: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise Unavailable(f'not installed (`{name}`; `pip install -e ".[peers]"`).') from error
+
+
+def _check_small(case: Case) -> None:
+    if case.num_entries > SMALL:
+        gigabytes = 4 * case.num_entries**2 / 1e9
+        raise Unavailable(
+            f"builds a matrix of {case.num_entries:,} by {case.num_entries:,}, "
+            f"{gigabytes:,.1f} GB, on {case.name}; runs up to {SMALL:,} parameters."
+        )
+
+
+def dense_hessian(case: Case) -> list[Contender]:
+    """The diagonal of the whole matrix by `jax.hessian`."""
+    _check_small(case)
+
+    def diagonal(params: Any, batch: Any, key: jax.Array) -> Any:
+        flat, unravel = ravel_pytree(params)
+        return unravel(jnp.diag(jax.hessian(lambda x: case.mean_loss(unravel(x), batch))(flat)))
+
+    return [Contender("jax.hessian", "jax", "exact", diagonal)]
+
+
+def optax_hessian_diag(case: Case) -> list[Contender]:
+    """optax's function, deprecated since 0.2.7."""
+    second_order = _import("optax.second_order")
+    if not hasattr(second_order, "hessian_diag"):
+        raise Unavailable(f"removed from optax {optax.__version__}.")
+    _check_small(case)
+
+    def diagonal(params: Any, batch: Any, key: jax.Array) -> Any:
+        loss = lambda p, inputs, targets: case.mean_loss(p, (inputs, targets))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return ravel_pytree(params)[1](second_order.hessian_diag(loss, params, *batch))
+
+    return [Contender("hessian_diag", "optax", "exact", diagonal)]
+
+
+def matfree_diagonals(case: Case) -> list[Contender]:
+    """Hutchinson's estimator and XDiag, both in the space of the parameters."""
+    stochtrace = _import("matfree.stochtrace")
+
+    def diagonal(make: Callable[[], Callable[..., Any]], num: int) -> Callable[..., Any]:
+        def estimate(params: Any, batch: Any, key: jax.Array) -> Any:
+            gradient = jax.grad(lambda p: case.mean_loss(p, batch))
+            product = lambda v: jax.jvp(gradient, (params,), (v,))[1]
+            sampler = stochtrace.sampler_signs(params, num=num)
+            return make()(sampler)(product, key)
+
+        return estimate
+
+    hutchinson = lambda: lambda sampler: stochtrace.estimator_monte_carlo(
+        stochtrace.monte_carlo_diagonal(), sampler
+    )
+    xdiag = lambda: lambda sampler: stochtrace.estimator_leave_one_out(
+        stochtrace.leave_one_out_xdiag(), sampler
+    )
+    return [
+        Contender("Hutchinson", "matfree", "unbiased", diagonal(hutchinson, 1)),
+        *(
+            Contender("XDiag", "matfree", "unbiased", diagonal(xdiag, n), 2 * n, averages=False)
+            for n in XDIAG_VECTORS
+        ),
+    ]
+
+
+def traceax_diagonal(case: Case) -> list[Contender]:
+    """traceax, once it estimates diagonals."""
+    _import("traceax")
+    raise Unavailable("estimates traces; it has no diagonal.")
+
+
+def kfac_jax_diagonal(case: Case) -> list[Contender]:
+    """The Gauss-Newton diagonal by kfac-jax's diagonal blocks, its exact mode."""
+    kfac = _import("kfac_jax")
+    matcher = _import("kfac_jax._src.tag_graph_matcher")
+
+    def registered_loss(params: Any, batch: Any) -> jax.Array:
+        logits = _apply_to_batch(case.layers, params, batch[0])
+        kfac.register_softmax_cross_entropy_loss(logits, batch[1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    def diagonal(params: Any, batch: Any, key: jax.Array) -> Any:
+        estimator = kfac.BlockDiagonalCurvature(
+            registered_loss,
+            layer_tag_to_block_ctor={"dense": kfac.DenseDiagonal, "conv2d": kfac.Conv2DDiagonal},
+        )
+        args = (params, batch)
+        with mock.patch.object(matcher, "eval_jaxpr_eqn", _bind):
+            state = estimator.init(key, args, (), (), cache_eigenvalues=False)
+            state = estimator.update_curvature_matrix_estimate(
+                state, 0.0, 1.0, 0.0, len(batch[1]), key, args, "ggn_exact"
+            )
+        blocks = [tuple(f.value for f in s.diagonal_factors) for s in state.blocks_states]
+        return estimator.blocks_vectors_to_params_vector(blocks)
+
+    kind = "exact" if gauss_newton_is_hessian(case) else "biased"
+    return [Contender("Gauss-Newton", "kfac-jax", kind, diagonal)]
+
+
+def _bind(equation: Any, values: list[Any]) -> list[Any]:
+    """An equation of a jaxpr evaluated.
+
+    kfac-jax 0.0.8 expects two results of `get_bind_params`, which is one since jax 0.10.
+    """
+    primitive = equation.primitive
+    output = primitive.bind(*values, **primitive.get_bind_params(equation.params))
+    return output if primitive.multiple_results else [output]
+
+
+def _apply_to_batch(layers: tuple[str, ...], params: Any, x: jax.Array) -> jax.Array:
+    """The network without `vmap`: kfac-jax finds layers by the batched operations they trace to."""
+    weights = iter(params)
+    for layer in layers:
+        if layer == "dense":
+            of_layer = next(weights)
+            x = x @ of_layer["kernel"] + of_layer["bias"]
+        elif has_weights(layer):
+            of_layer = next(weights)
+            names = ("NHWC", "HWIO", "NHWC")
+            padding = layer.removeprefix("conv ")
+            x = jax.lax.conv_general_dilated(
+                x, of_layer["kernel"], (1, 1), padding, dimension_numbers=names
+            )
+            x = x + of_layer["bias"]
+        else:
+            x = jax.vmap(lambda one, layer=layer: plain(layer, one))(x)
+    return x
+
+
+PEERS = {
+    "jax.hessian": dense_hessian,
+    "optax hessian_diag": optax_hessian_diag,
+    "matfree": matfree_diagonals,
+    "traceax": traceax_diagonal,
+    "kfac-jax": kfac_jax_diagonal,
+}
