@@ -13,10 +13,15 @@ from benchmarks.hesscale import hesscale_diagonal
 
 Kind = Literal["exact", "unbiased", "biased"]
 """What an answer is to the Hessian's diagonal: it, an estimate of it, or something else."""
-BASIS_ENTRIES = 64
+BASIS_ENTRIES = {"dense": 64, "convolutional": 8}
 """Entries that basis vectors are timed on; the time for all of them is in proportion."""
 MAIN = ("exact", "propagated", "basis vectors")
 """The contenders of cases that do not run all."""
+
+GAUSS_NEWTON_NOTE = (
+    "Gauss-Newton and Fisher matrices are measured on trained networks, and where Gauss-Newton is "
+    "the Hessian."
+)
 
 
 class Contender(NamedTuple):
@@ -66,16 +71,19 @@ def own_contenders(case: Case) -> list[Contender]:
             "exact" if of_hessian else "biased",
             lambda p, b, _: gauss_newton(p, b),
         ),
-        Contender(
-            "sampled Gauss-Newton", ours, "unbiased" if of_hessian else "biased", sampled
-        ),
+        Contender("sampled Gauss-Newton", ours, "unbiased" if of_hessian else "biased", sampled),
         Contender("empirical Fisher", ours, "biased", lambda p, b, _: fisher(p, b)),
         Contender("HesScale", "own baseline", "biased", lambda p, b, _: hesscale(p, b)),
-        Contender(
-            "basis vectors", "jax", "exact", lambda p, b, _: basis(p, b), places=places
-        ),
+        Contender("basis vectors", "jax", "exact", lambda p, b, _: basis(p, b), places=places),
     ]
+    of_trained = ("Gauss-Newton", "sampled Gauss-Newton", "empirical Fisher")
+    found = [one for one in found if one.method not in of_trained or has_gauss_newton(case)]
     return [one for one in found if case.full or one.method in MAIN]
+
+
+def has_gauss_newton(case: Case) -> bool:
+    """Whether Gauss-Newton and Fisher matrices say anything about the Hessian there."""
+    return case.trained or gauss_newton_is_hessian(case)
 
 
 def gauss_newton_is_hessian(case: Case) -> bool:
@@ -86,7 +94,8 @@ def gauss_newton_is_hessian(case: Case) -> bool:
 
 def basis_places(case: Case) -> jax.Array:
     """The entries that basis vectors are timed on, spread evenly over all."""
-    count = min(BASIS_ENTRIES, case.num_entries)
+    kind = "convolutional" if case.is_convolutional else "dense"
+    count = min(BASIS_ENTRIES[kind], case.num_entries)
     return jnp.linspace(0, case.num_entries - 1, count).astype(jnp.int32)
 
 

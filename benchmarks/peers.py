@@ -2,7 +2,6 @@
 
 import importlib
 import warnings
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -12,12 +11,15 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from benchmarks.cases import Case, has_weights, plain
-from benchmarks.contenders import Contender, gauss_newton_is_hessian
+from benchmarks.contenders import (
+    GAUSS_NEWTON_NOTE,
+    Contender,
+    gauss_newton_is_hessian,
+    has_gauss_newton,
+)
 
 SMALL = 4_000
-"""Parameters up to which a whole Hessian is built."""
-XDIAG_VECTORS = (2, 8)
-"""Random vectors of XDiag, which takes two products for each: 4 and 16."""
+"""Parameters of a dense network up to which a whole Hessian is built."""
 
 
 class Unavailable(Exception):
@@ -47,11 +49,10 @@ def _import(module: str) -> Any:
 
 
 def _check_small(case: Case) -> None:
-    if case.num_entries > SMALL:
-        gigabytes = 4 * case.num_entries**2 / 1e9
+    if case.num_entries > SMALL or case.is_convolutional:
         raise Unavailable(
-            f"builds a matrix of {case.num_entries:,} by {case.num_entries:,}, "
-            f"{gigabytes:,.1f} GB, on {case.name}; runs up to {SMALL:,} parameters."
+            "builds a product for every parameter at once; it runs on dense networks of up to "
+            f"{SMALL:,} parameters."
         )
 
 
@@ -82,32 +83,18 @@ def optax_hessian_diag(case: Case) -> list[Contender]:
     return [Contender("hessian_diag", "optax", "exact", diagonal)]
 
 
-def matfree_diagonals(case: Case) -> list[Contender]:
-    """Hutchinson's estimator and XDiag, both in the space of the parameters."""
+def matfree_diagonal(case: Case) -> list[Contender]:
+    """Hutchinson's estimator in the space of the parameters."""
     stochtrace = _import("matfree.stochtrace")
 
-    def diagonal(make: Callable[[], Callable[..., Any]], num: int) -> Callable[..., Any]:
-        def estimate(params: Any, batch: Any, key: jax.Array) -> Any:
-            gradient = jax.grad(lambda p: case.mean_loss(p, batch))
-            product = lambda v: jax.jvp(gradient, (params,), (v,))[1]
-            sampler = stochtrace.sampler_signs(params, num=num)
-            return make()(sampler)(product, key)
+    def diagonal(params: Any, batch: Any, key: jax.Array) -> Any:
+        gradient = jax.grad(lambda p: case.mean_loss(p, batch))
+        product = lambda v: jax.jvp(gradient, (params,), (v,))[1]
+        sampler = stochtrace.sampler_signs(params, num=1)
+        estimate = stochtrace.estimator_monte_carlo(stochtrace.monte_carlo_diagonal(), sampler)
+        return estimate(product, key)
 
-        return estimate
-
-    hutchinson = lambda: lambda sampler: stochtrace.estimator_monte_carlo(
-        stochtrace.monte_carlo_diagonal(), sampler
-    )
-    xdiag = lambda: lambda sampler: stochtrace.estimator_leave_one_out(
-        stochtrace.leave_one_out_xdiag(), sampler
-    )
-    return [
-        Contender("Hutchinson", "matfree", "unbiased", diagonal(hutchinson, 1)),
-        *(
-            Contender("XDiag", "matfree", "unbiased", diagonal(xdiag, n), 2 * n, averages=False)
-            for n in XDIAG_VECTORS
-        ),
-    ]
+    return [Contender("Hutchinson", "matfree", "unbiased", diagonal)]
 
 
 def traceax_diagonal(case: Case) -> list[Contender]:
@@ -118,6 +105,8 @@ def traceax_diagonal(case: Case) -> list[Contender]:
 
 def kfac_jax_diagonal(case: Case) -> list[Contender]:
     """The Gauss-Newton diagonal by kfac-jax's diagonal blocks, its exact mode."""
+    if not has_gauss_newton(case):
+        raise Unavailable(GAUSS_NEWTON_NOTE)
     kfac = _import("kfac_jax")
     matcher = _import("kfac_jax._src.tag_graph_matcher")
 
@@ -177,7 +166,7 @@ def _apply_to_batch(layers: tuple[str, ...], params: Any, x: jax.Array) -> jax.A
 PEERS = {
     "jax.hessian": dense_hessian,
     "optax hessian_diag": optax_hessian_diag,
-    "matfree": matfree_diagonals,
+    "matfree": matfree_diagonal,
     "traceax": traceax_diagonal,
     "kfac-jax": kfac_jax_diagonal,
 }

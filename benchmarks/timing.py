@@ -1,5 +1,6 @@
 """Seconds measured side by side, and what compiled programs hold."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,15 +25,17 @@ def in_turn(
     repeats: int,
     report: Callable[[str], None],
     fewer: Mapping[str, int] | None = None,
+    most_seconds: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds of each run, the contenders one after the other in every round.
 
-    `fewer` names contenders that run less often; `report` is told what is being measured.
+    `fewer` names contenders that run less often, and one that has run for `most_seconds` in all is
+    not run again; `report` is told what is being measured.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats):
         for name, work in works.items():
-            if repeat < (fewer or {}).get(name, repeats):
+            if repeat < (fewer or {}).get(name, repeats) and sum(seconds[name]) < most_seconds:
                 report(f"{name}, run {repeat + 1}")
                 start = time.perf_counter()
                 jax.block_until_ready(work())

@@ -4,6 +4,8 @@ Reads the name of a case's `.npz` per line of standard input, writes what it fou
 answers with one line when that is done. `benchmarks.torch_link` is at the other end.
 """
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import argparse
 import importlib
 import json
@@ -194,10 +196,10 @@ def contenders(is_affine: bool) -> list[dict[str, Any]]:
             lambda n: curvlinops(n, "hutchinson_diag", 1),
         ),
     ]
-    for k in (4, 16):
-        rows.append(
-            ("XDiag", "curvlinops", "unbiased", k, False, lambda n, k=k: curvlinops(n, "xdiag", k))
-        )
+    rows += [
+        ("XDiag", "curvlinops", "unbiased", k, False, lambda n, k=k: curvlinops(n, "xdiag", k))
+        for k in (4, 16)
+    ]
     names = ("method", "library", "kind", "num_probes", "averages", "make")
     return [dict(zip(names, row, strict=True)) for row in rows]
 
@@ -212,7 +214,7 @@ def measure(path: Path, draws: int, repeats: int, seconds: float) -> None:
     works: dict[str, Work] = {"gradient": network.gradient}
     found, rows = {}, []
     for i, row in enumerate(contenders(about["piecewise_affine"])):
-        if row["library"] not in about["libraries"]:
+        if row["method"] not in about["methods"]:
             continue
         entry = {name: value for name, value in row.items() if name != "make"} | {"id": f"found{i}"}
         rows.append(entry)
