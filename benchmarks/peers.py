@@ -121,7 +121,8 @@ def kfac_jax_diagonal(case: Case) -> list[Contender]:
             layer_tag_to_block_ctor={"dense": kfac.DenseDiagonal, "conv2d": kfac.Conv2DDiagonal},
         )
         args = (params, batch)
-        with mock.patch.object(matcher, "eval_jaxpr_eqn", _bind):
+        with warnings.catch_warnings(), mock.patch.object(matcher, "eval_jaxpr_eqn", _bind):
+            warnings.simplefilter("ignore", DeprecationWarning)
             state = estimator.init(key, args, (), (), cache_eigenvalues=False)
             state = estimator.update_curvature_matrix_estimate(
                 state, 0.0, 1.0, 0.0, len(batch[1]), key, args, "ggn_exact"

@@ -134,8 +134,10 @@ class Speed:
             found[label] = (one, program, seconds, quality(draws, want, one.averages))
         runs = in_turn(works, self.num_repeats, say, most_seconds=self.most_seconds)
         for label, (one, program, seconds, result) in found.items():
-            share = 1.0 if one.places is None else case.num_entries / len(one.places)
-            note = "" if share == 1 else f"from {len(one.places)} of {case.num_entries:,} entries"
+            share, note = 1.0, ""
+            if one.places is not None and len(one.places) < case.num_entries:
+                share = case.num_entries / len(one.places)
+                note = f"from {len(one.places)} of {case.num_entries:,} entries"
             yield {
                 **_about(case, one._asdict()),
                 **_costs(runs["gradient"], runs[label], share, one.num_probes, result),

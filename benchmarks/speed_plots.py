@@ -96,7 +96,8 @@ def draw_speed(path: Path, rows: Sequence[Row]) -> None:
 
 def draw_errors(path: Path, rows: Sequence[Row]) -> None:
     """Error against cost, a panel for each network with all methods, a line for each method."""
-    full = dict.fromkeys(r["network"] for r in rows if r["method"] == "HesScale")
+    networks = dict.fromkeys(row["network"] for row in rows)
+    full = dict.fromkeys(row["network"] for row in rows if row["method"] == "HesScale") or networks
     height = math.ceil(len(full) / COLUMNS)
     columns = min(COLUMNS, len(full))
     title = "What an error costs"

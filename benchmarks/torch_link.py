@@ -114,6 +114,7 @@ def asked_of(case: Case) -> tuple[str, ...]:
 def save_case(path: Path, case: Case) -> None:
     """Weights, data and layers, for a reader that has neither JAX nor this project."""
     arrays = [np.asarray(layer[name]) for layer in case.params for name in ("kernel", "bias")]
+    named: dict[str, Any] = {f"array{i}": array for i, array in enumerate(arrays)}
     about = {
         "layers": case.layers,
         "num_arrays": len(arrays),
@@ -125,7 +126,7 @@ def save_case(path: Path, case: Case) -> None:
         about=json.dumps(about),
         inputs=np.asarray(case.batch[0]),
         labels=np.asarray(case.batch[1]),
-        **{f"array{i}": array for i, array in enumerate(arrays)},
+        **named,
     )
 
 

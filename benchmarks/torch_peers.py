@@ -32,31 +32,26 @@ class Network:
 
     def __init__(self, layers: list[str], arrays: Arrays, inputs: np.ndarray, labels: np.ndarray):
         """Takes kernels and biases in turn, and the examples."""
-        self.shapes = [array.shape for array in arrays]
-        self.image: tuple[int, ...] | None = None
         x = torch.tensor(inputs)
         self.inputs = x.movedim(-1, 1).contiguous() if x.ndim == 4 else x
         self.labels = torch.tensor(labels, dtype=torch.long)
         self.flattened: dict[int, tuple[int, ...]] = {}
         """For the kernel behind a `flatten`, the shape of the image (height, width, channels)."""
         modules: list[nn.Module] = []
-        position, shape = 0, self.inputs[:1]
-        after_flatten = False
+        position, x, image = 0, self.inputs[:1], ()
         for layer in layers:
             if layer.startswith(("dense", "conv")):
                 kernel, bias = (torch.tensor(a) for a in arrays[position : position + 2])
-                if after_flatten:
-                    channels, height, width = self.image
-                    self.flattened[position] = (height, width, channels)
+                if image:
+                    self.flattened[position] = (*image[1:], image[0])
                 module = self._with_weights(layer, position, kernel, bias)
-                position, after_flatten = position + 2, False
+                position, image = position + 2, ()
             elif layer == "flatten":
-                self.image = tuple(shape.shape[1:])
-                module, after_flatten = nn.Flatten(), True
+                module, image = nn.Flatten(), tuple(x.shape[1:])
             else:
                 module = nn.MaxPool2d(2) if layer == "pool" else ACTIVATIONS[layer]()
             modules.append(module)
-            shape = module(shape)
+            x = module(x)
         self.model = nn.Sequential(*modules)
         self.loss = nn.CrossEntropyLoss()
 
