@@ -226,7 +226,7 @@ def speed_cases(data_dir: str | None, quick: bool) -> tuple[list[Callable[[], Ca
     for activation, padding, examples in itertools.product(
         ("relu", "gelu"), ("VALID", "SAME"), (64, 256)
     ):
-        full = padding == "VALID" and examples == 256
+        full = padding == "VALID" and examples == 64
         cases.append(functools.partial(cnn, padding, activation, examples, full))
     return cases, skipped
 
