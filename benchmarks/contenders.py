@@ -40,7 +40,7 @@ class Contender(NamedTuple):
     averages: bool = True
     places: jax.Array | None = None
     estimated: float | None = None
-    """The gradient equivalents that are foretold."""
+    """The gradient equivalents that are predicted."""
 
 
 def own_contenders(case: Case) -> list[Contender]:

@@ -24,6 +24,8 @@ from benchmarks.timing import compiled, in_turn, temporary_bytes
 from benchmarks.torch_link import LIBRARIES, RECIPE, Answer, TorchPeers, torch_peers
 
 Row = dict[str, Any]
+TURN_SECONDS = 0.02
+"""Quick contenders run again and again for so long, in JAX as in PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,13 @@ class Speed:
                 continue
             works[label] = functools.partial(program, params, batch, key)
             found[label] = (one, program, seconds, quality(draws, want, one.averages))
-        runs = in_turn(works, self.num_repeats, say, most_seconds=self.most_seconds)
+        runs = in_turn(
+            works,
+            self.num_repeats,
+            say,
+            most_seconds=self.most_seconds,
+            turn_seconds=TURN_SECONDS,
+        )
         for label, (one, program, seconds, result) in found.items():
             share, note = 1.0, ""
             if one.places is not None and len(one.places) < case.num_entries:

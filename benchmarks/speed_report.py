@@ -20,7 +20,7 @@ HEADINGS = (
     "method",
     "of the Hessian",
     "gradient equivalents",
-    "foretold",
+    "predicted",
     "seconds",
     "error",
     "rank correlation",
@@ -31,7 +31,7 @@ HEADINGS = (
 SUMMARY = (
     "network",
     "entries",
-    "exact (foretold)",
+    "exact (predicted)",
     "one propagated probe: cost, error",
     "HesScale: cost, error",
     "basis vectors",
@@ -205,7 +205,7 @@ def report(rows: Sequence[Row], skipped: Sequence[str], command: str) -> str:
     parts = [
         "# What a Hessian diagonal costs",
         "One gradient equivalent is the time of one gradient of the same mean loss on the same "
-        "batch in the same framework. `foretold` is what `explain` says before anything is "
+        "batch in the same framework. `predicted` is what `explain` says before anything is "
         "computed. The error of an estimate is its distance to the true diagonal over that one's "
         "length; rank correlation is Spearman's, over all entries. Biased ones estimate something "
         "else or drop terms.",
@@ -226,7 +226,8 @@ def report(rows: Sequence[Row], skipped: Sequence[str], command: str) -> str:
         "## What was left out",
         "\n".join(f"- {reason}" for reason in skipped) or "Nothing.",
         "## How it was measured",
-        "All methods of a framework run in turn on a network, after compilation; medians. PyTorch "
+        "All methods of a framework run in turn on a network, after compilation, a quick "
+        "one again and again for 20 ms; medians. PyTorch "
         "runs in a process of its own on the same weights and data, with as many threads, as its "
         "libraries are used: without compilation. "
         "The truth is `exact_diagonal` in float64, itself held to one Hessian-vector product in "
