@@ -57,6 +57,8 @@ class Speed:
         """Measures everything, prints a table and leaves a folder."""
         check_at_least("repeats", self.repeats, 1)
         check_at_least("seeds", self.seeds, 1)
+        if not self.most_seconds > 0:
+            raise UsageError(f"`most-seconds` must be positive; got {self.most_seconds:g}.")
         console = wide_console()
         output = self.output or Path("results", "speed")
         skipped: list[str] = []
@@ -83,8 +85,13 @@ class Speed:
                 f"{', '.join(LIBRARIES)}: no `--torch-python`. Make one by `{RECIPE}` and pass "
                 "`--torch-python venv-torch/bin/python`."
             )
-        options = {"draws": self.num_draws, "repeats": self.num_repeats}
-        with torch_peers(self.torch_python, seconds=self.most_seconds, **options) as others:
+        with torch_peers(
+            self.torch_python,
+            draws=self.num_draws,
+            repeats=self.num_repeats,
+            seconds=self.most_seconds,
+            turn=TURN_SECONDS,
+        ) as others:
             for make in makers:
                 case = make()
                 tell = lambda words, case=case: say(f"{case.name}: {words}")

@@ -65,9 +65,12 @@ class TorchPeers:
 
 @contextmanager
 def torch_peers(
-    python: Path | None, *, draws: int, repeats: int, seconds: float
+    python: Path | None, *, draws: int, repeats: int, seconds: float, turn: float
 ) -> Iterator[TorchPeers | None]:
     """The process, while the block runs; None without a `python`.
+
+    Each peer runs for at least `turn` seconds in each of `repeats` rounds, and for no longer than
+    about `seconds` in all.
 
     Raises:
       UsageError: if `python` cannot be run.
@@ -77,7 +80,13 @@ def torch_peers(
         return
     script = Path(__file__).with_name("torch_peers.py")
     threads = len(os.sched_getaffinity(0))
-    options = {"threads": threads, "draws": draws, "repeats": repeats, "seconds": seconds}
+    options = {
+        "threads": threads,
+        "draws": draws,
+        "repeats": repeats,
+        "seconds": seconds,
+        "turn": turn,
+    }
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.pop("PYTHONPATH", None)

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import nn
 
-TURN_SECONDS = 0.02
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": lambda: nn.GELU(approximate="tanh")}
 Arrays = list[np.ndarray]
 
@@ -200,7 +199,7 @@ def contenders(is_affine: bool) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def measure(path: Path, draws: int, repeats: int, seconds: float) -> None:
+def measure(path: Path, draws: int, repeats: int, seconds: float, turn: float) -> None:
     """Runs all on one case; leaves `NAME.found.npz` with the answers and `NAME.found.json`."""
     data = np.load(path)
     about = json.loads(str(data["about"]))
@@ -224,7 +223,7 @@ def measure(path: Path, draws: int, repeats: int, seconds: float) -> None:
         except Exception as error:
             first_line = str(error).strip().partition("\n")[0]
             entry["failed"] = f"{type(error).__name__}: {first_line[:160]}"
-    runs = in_turn(works, repeats, seconds)
+    runs = in_turn(works, repeats, seconds, turn)
     for entry in rows:
         entry["runs"] = runs.get(entry["id"], [])
     np.savez(path.with_suffix(".found.npz"), **found)
@@ -237,23 +236,25 @@ def measure(path: Path, draws: int, repeats: int, seconds: float) -> None:
     path.with_suffix(".found.json").write_text(json.dumps(answer), encoding="utf-8")
 
 
-def in_turn(works: dict[str, Work], repeats: int, seconds: float) -> dict[str, list[float]]:
+def in_turn(
+    works: dict[str, Work], repeats: int, seconds: float, turn: float
+) -> dict[str, list[float]]:
     """Seconds of each run, one after the other in every round, as `benchmarks.timing` does it.
 
     One that has run for `seconds` in all rests from then on; a quick one runs again and again until
-    its turn has taken `TURN_SECONDS`, and the mean counts as one run.
+    its turn has taken `turn` seconds, and the mean counts as one run.
     """
     runs: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
             if sum(runs[name]) < seconds:
-                runs[name].append(_turn(work))
+                runs[name].append(_turn(work, turn))
     return runs
 
 
-def _turn(work: Work) -> float:
+def _turn(work: Work, least: float) -> float:
     count, start, passed = 0, time.perf_counter(), 0.0
-    while not count or passed < TURN_SECONDS:
+    while not count or passed < least:
         work()
         count, passed = count + 1, time.perf_counter() - start
     return passed / count
@@ -266,12 +267,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, required=True)
     parser.add_argument("--repeats", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--turn", type=float, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
     for line in sys.stdin:
-        measure(Path(line.rstrip("\n")), options.draws, options.repeats, options.seconds)
+        path = Path(line.rstrip("\n"))
+        measure(path, options.draws, options.repeats, options.seconds, options.turn)
         print("done", file=answers, flush=True)
 
 

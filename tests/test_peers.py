@@ -103,7 +103,7 @@ def test_a_wrong_truth_is_refused(monkeypatch):
 
 
 def test_a_python_that_is_not_there_or_lacks_torch():
-    options = {"draws": 1, "repeats": 1, "seconds": 1.0}
+    options = {"draws": 1, "repeats": 1, "seconds": 1.0, "turn": 0.0}
     with (
         pytest.raises(UsageError, match=r"`torch-python` cannot be run: nowhere \(No such file"),
         torch_peers(Path("nowhere"), **options),
@@ -113,7 +113,7 @@ def test_a_python_that_is_not_there_or_lacks_torch():
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed")
 def test_a_python_without_torch_is_told():
-    with torch_peers(Path(sys.executable), draws=1, repeats=1, seconds=1.0) as peers:
+    with torch_peers(Path(sys.executable), draws=1, repeats=1, seconds=1.0, turn=0.0) as peers:
         assert peers is not None
         with pytest.raises(UsageError, match=r"`torch-python` failed: .*No module named 'torch'"):
             peers.measure(tiny())
@@ -126,7 +126,7 @@ def test_the_peers_in_pytorch_are_what_they_are_said_to_be(make):
     assert TORCH_PYTHON is not None
     case = make()
     truth = find_truth(case).diagonal
-    with torch_peers(Path(TORCH_PYTHON), draws=16, repeats=1, seconds=1.0) as peers:
+    with torch_peers(Path(TORCH_PYTHON), draws=16, repeats=1, seconds=1.0, turn=0.0) as peers:
         assert peers is not None
         answers = peers.measure(case)
     assert {answer.row["library"] for answer in answers} == set(LIBRARIES)

@@ -5,9 +5,10 @@ import json
 import jax
 import pytest
 
+import benchmarks.cases
 import benchmarks.speed
 from benchmarks.__main__ import main
-from benchmarks.cases import mlp
+from benchmarks.cases import mlp, speed_cases
 from benchmarks.errors import UsageError
 from benchmarks.speed import Speed
 from benchmarks.speed_plots import LOOKS
@@ -19,6 +20,7 @@ from benchmarks.speed_report import (
     put_into_page,
     summary_table,
 )
+from benchmarks.timing import in_turn
 
 
 def tiny(full):
@@ -155,3 +157,27 @@ def test_selection_leaves_a_row_for_every_contender_and_a_report(tmp_path):
 def test_counts_are_checked():
     with pytest.raises(UsageError, match="`repeats` must be at least 1; got 0"):
         Speed(repeats=0).run()
+    with pytest.raises(UsageError, match="`most-seconds` must be positive; got 0"):
+        Speed(most_seconds=0.0).run()
+
+
+def test_a_contender_rests_when_its_time_is_up():
+    ran = []
+    works = {"quick": lambda: ran.append("quick"), "dear": lambda: ran.append("dear")}
+    runs = in_turn(works, 3, lambda _: None, {"dear": 1})
+    assert ran == ["quick", "dear", "quick", "quick"]
+    assert [len(runs[name]) for name in works] == [3, 1]
+    runs = in_turn(works, 3, lambda _: None, most_seconds=1e-12)
+    assert [len(runs[name]) for name in works] == [1, 1]
+    ran.clear()
+    runs = in_turn({"quick": works["quick"]}, 1, lambda _: None, turn_seconds=1e-3)
+    assert len(ran) > 1
+    assert len(runs["quick"]) == 1
+
+
+def test_networks_that_need_data_are_left_out_with_a_reason(monkeypatch):
+    monkeypatch.setattr(benchmarks.cases, "is_prepared", lambda *_: False)
+    cases, skipped = speed_cases(None, quick=True)
+    assert len(cases) == 5
+    assert "trained on MNIST: MNIST is not prepared" in skipped[0]
+    assert skipped[1] == "Convolutional networks: `--quick` leaves them out."
