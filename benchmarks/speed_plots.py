@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.drawing import FAINT, INK, MUTED, figure
 
@@ -109,12 +110,13 @@ def draw_errors(path: Path, rows: Sequence[Row]) -> None:
             own = [row for row in rows if row["network"] == network]
             used |= _draw_network(ax, own)
             ax.set_title(network.replace(", ", ",\n", 1), fontsize=9)
+            ax.set_xlabel("gradient equivalents", color=MUTED, fontsize=9)
         for ax in axes.flat[len(full) :]:
             ax.set_visible(False)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("error", color=MUTED, fontsize=9)
         for key, look in used.items():
             axes[0, 0].plot([], [], look.mark + "-", color=look.colour, label=label(key))
-        canvas.supxlabel("gradient equivalents", color=MUTED, fontsize=10)
-        canvas.supylabel("error", color=MUTED, fontsize=10)
         canvas.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
 
 
@@ -132,9 +134,12 @@ def _draw_network(ax: Axes, rows: Sequence[Row]) -> dict[tuple[str, str], Look]:
         look = LOOKS[key]
         face = "none" if key in biased else look.colour
         style = {"color": look.colour, "markersize": 5, "linewidth": 1.2, "markerfacecolor": face}
-        ax.plot(*zip(*sorted(points), strict=True), look.mark + "-", **style)
+        above = 3 if key[0] == "sapsel_jax" else 2
+        ax.plot(*zip(*sorted(points), strict=True), look.mark + "-", zorder=above, **style)
     ax.axhline(FLOOR, color=MUTED, linewidth=0.8)
     ax.set(xscale="log", yscale="log")
+    ax.xaxis.set_major_formatter("{x:,g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(color=FAINT)
     ax.set_axisbelow(True)
     return {key: LOOKS[key] for key in lines}

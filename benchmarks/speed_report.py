@@ -164,8 +164,9 @@ def _claim(words: str, values: dict[str, Any], holds: Any, form: Any) -> str:
     lines = [f"{words}:"]
     for title, wanted in (("holds", True), ("does not hold", False)):
         names = [f"{n}: {form(v)}" for n, v in known.items() if holds(v) == wanted]
-        lines.append(f"  - {title} on {len(names)} of {len(known)}. {'. '.join(names)}")
-    return "\n".join(lines)
+        if names:
+            lines.append(f"  - {title} on {len(names)} of {len(known)}. {'. '.join(names)}.")
+    return "\n".join(lines if known else [f"{words}: not measured."])
 
 
 def against_backpack(rows: Sequence[Row], network: str) -> float | None:

@@ -126,6 +126,7 @@ def test_findings_compare_at_equal_error():
     assert all("holds on 1 of 1. net: " in claim for claim in findings(ROWS))
     slower = [one | {"seconds": 10.0} if one["method"] == "exact" else one for one in ROWS]
     assert "does not hold on 1 of 1. net: 0.5" in findings(slower)[0]
+    assert findings(untrained)[2].endswith(": not measured.")
 
 
 def test_the_summary_has_a_line_for_each_network():
