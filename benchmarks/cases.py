@@ -1,5 +1,6 @@
-"""The networks that curvature is timed on, in plain JAX, with the data they see."""
+"""The networks that curvature is timed on, as chains of layers, with the data they see."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,110 +10,226 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.data import is_prepared, load_dataset
+from benchmarks.data import Dataset, is_prepared, load_dataset
 from benchmarks.models import build_model, max_pool
 from benchmarks.training import RECIPES, num_steps, train
 
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
+NUM_CLASSES = 10
+
 
 class Case(NamedTuple):
-    """A loss of one example, where it is differentiated, and on what."""
+    """A chain of layers, where its loss is differentiated, and on what.
+
+    Being a chain, it can be rebuilt by peers that know layers only. Parameters are one dict of
+    `kernel` and `bias` for each layer that has any; the batch is a pair of inputs and labels.
+    """
 
     name: str
-    loss_fn: Callable[..., jax.Array]
-    params: Any
-    batch: Any
+    layers: tuple[str, ...]
+    params: list[dict[str, jax.Array]]
+    batch: tuple[jax.Array, jax.Array]
+    trained: bool = False
+    full: bool = True
+    """Whether every contender runs, or the main ones only."""
+
+    @property
+    def model_fn(self) -> Callable[..., jax.Array]:
+        """`model_fn(params, example) -> logits`."""
+        return _functions(self.layers)[0]
+
+    @property
+    def loss_fn(self) -> Callable[..., jax.Array]:
+        """`loss_fn(params, example) -> scalar`; the same object for the same layers."""
+        return _functions(self.layers)[1]
+
+    @property
+    def mean_loss(self) -> Callable[..., jax.Array]:
+        """`mean_loss(params, batch) -> scalar`."""
+        return _functions(self.layers)[2]
+
+    @property
+    def num_entries(self) -> int:
+        """How many parameters there are."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def is_convolutional(self) -> bool:
+        """Whether weights are shared between positions."""
+        return any(has_weights(layer) and layer != "dense" for layer in self.layers)
 
 
-def mlp(sizes: Sequence[int], activation: Callable[[jax.Array], jax.Array], examples: int) -> Case:
-    """Dense layers with random weights on random inputs."""
-    keys = jax.random.split(jax.random.key(0), len(sizes) + 1)
-    params = [
-        {"kernel": jax.random.normal(key, shape) / shape[0] ** 0.5, "bias": jnp.zeros(shape[1])}
-        for key, shape in zip(keys, itertools.pairwise(sizes), strict=False)
+def has_weights(layer: str) -> bool:
+    """Whether a layer has a kernel and a bias: `dense`, `conv VALID` and `conv SAME`."""
+    return layer.startswith(("dense", "conv"))
+
+
+def linear(layer: str, kernel: jax.Array, x: jax.Array) -> jax.Array:
+    """The linear part of a layer with weights, for one example."""
+    if layer == "dense":
+        return x @ kernel
+    names = ("NHWC", "HWIO", "NHWC")
+    padding = layer.removeprefix("conv ")
+    return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), padding, dimension_numbers=names)[
+        0
     ]
 
+
+def plain(layer: str, x: jax.Array) -> jax.Array:
+    """A layer without weights, for one example: an activation, `pool` or `flatten`."""
+    if layer == "pool":
+        return max_pool(x[None])[0]
+    return x.reshape(-1) if layer == "flatten" else ACTIVATIONS[layer](x)
+
+
+def cross_entropy(logits: jax.Array, example: Any) -> jax.Array:
+    """The loss of one example, a pair of input and label."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, example[1])
+
+
+@functools.cache
+def _functions(layers: tuple[str, ...]) -> tuple[Callable[..., jax.Array], ...]:
+    """Model, loss and mean loss, made once, so that what is compiled for them is kept."""
+
+    def model_fn(params: Any, example: Any) -> jax.Array:
+        x, weights = example[0], iter(params)
+        for layer in layers:
+            if has_weights(layer):
+                of_layer = next(weights)
+                x = linear(layer, of_layer["kernel"], x) + of_layer["bias"]
+            else:
+                x = plain(layer, x)
+        return x
+
     def loss_fn(params: Any, example: Any) -> jax.Array:
-        x, label = example
-        for i, layer in enumerate(params):
-            x = x @ layer["kernel"] + layer["bias"]
-            x = activation(x) if i < len(params) - 1 else x
-        return optax.softmax_cross_entropy_with_integer_labels(x, label)
+        return cross_entropy(model_fn(params, example), example)
 
-    inputs = jax.random.normal(keys[-2], (examples, sizes[0]))
-    labels = jax.random.randint(keys[-1], (examples,), 0, sizes[-1])
-    name = f"{activation.__name__} MLP {'-'.join(map(str, sizes))}, {examples:,} examples"
-    return Case(name, loss_fn, params, (inputs, labels))
+    def mean_loss(params: Any, batch: Any) -> jax.Array:
+        return jnp.mean(jax.vmap(lambda example: loss_fn(params, example))(batch))
+
+    return model_fn, loss_fn, mean_loss
 
 
-def cnn(padding: str, activation: Callable[[jax.Array], jax.Array], examples: int) -> Case:
-    """Two 5×5 convolutions with pooling and two dense layers, on random 28×28 images."""
-    keys = jax.random.split(jax.random.key(0), 6)
-    side = 4 if padding == "VALID" else 7
-    shapes = [(5, 5, 1, 8), (5, 5, 8, 16), (side * side * 16, 32), (32, 10)]
-    params = [
+def dense_layers(count: int, activation: str) -> tuple[str, ...]:
+    """So many dense layers, with activations between them."""
+    return tuple(itertools.chain(*[("dense", activation)] * count))[:-1]
+
+
+def random_params(shapes: Sequence[tuple[int, ...]]) -> list[dict[str, jax.Array]]:
+    """Normal kernels over the root of their inputs, and biases of zero."""
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [
         {
             "kernel": jax.random.normal(key, shape) / np.prod(shape[:-1]) ** 0.5,
             "bias": jnp.zeros(shape[-1]),
         }
-        for key, shape in zip(keys, shapes, strict=False)
+        for key, shape in zip(keys, shapes, strict=True)
     ]
 
-    def loss_fn(params: Any, example: Any) -> jax.Array:
-        image, label = example
-        x = image[None]
-        for layer in params[:2]:
-            x = jax.lax.conv_general_dilated(
-                x, layer["kernel"], (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            x = max_pool(activation(x + layer["bias"]))
-        x = activation(x.reshape(-1) @ params[2]["kernel"] + params[2]["bias"])
-        logits = x @ params[3]["kernel"] + params[3]["bias"]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
-    images = jax.random.uniform(keys[4], (examples, 28, 28, 1))
-    labels = jax.random.randint(keys[5], (examples,), 0, 10)
-    name = f"{activation.__name__} CNN {padding}, {examples} examples"
-    return Case(name, loss_fn, params, (images, labels))
+def mlp(sizes: Sequence[int], activation: str, examples: int) -> Case:
+    """Dense layers with random weights on random inputs."""
+    keys = jax.random.split(jax.random.key(1))
+    inputs = jax.random.normal(keys[0], (examples, sizes[0]))
+    labels = jax.random.randint(keys[1], (examples,), 0, sizes[-1])
+    return Case(
+        f"{activation} MLP {_join(sizes)}, {examples:,} examples",
+        dense_layers(len(sizes) - 1, activation),
+        random_params(list(itertools.pairwise(sizes))),
+        (inputs, labels),
+    )
 
 
-def trained_mlp(data_dir: str | None) -> Case:
+def cnn(padding: str, activation: str, examples: int, full: bool = True) -> Case:
+    """Two 5×5 convolutions with pooling and two dense layers, on random 28×28 images."""
+    side = 4 if padding == "VALID" else 7
+    block = (f"conv {padding}", activation, "pool")
+    keys = jax.random.split(jax.random.key(1))
+    images = jax.random.uniform(keys[0], (examples, 28, 28, 1))
+    labels = jax.random.randint(keys[1], (examples,), 0, NUM_CLASSES)
+    return Case(
+        f"{activation} CNN {padding}, {examples} examples",
+        (*block, *block, "flatten", *dense_layers(2, activation)),
+        random_params([(5, 5, 1, 8), (5, 5, 8, 16), (side * side * 16, 32), (32, NUM_CLASSES)]),
+        (images, labels),
+        full=full,
+    )
+
+
+def trained_mnist(data_dir: str | None) -> Case:
     """The MLP of the benchmarks, trained on 20,000 digits of MNIST, on 2,000 of them."""
     dataset = load_dataset("mnist", data_dir=data_dir, seed=0, train_examples=20_000)
     model = build_model("mlp", dataset="mnist", image_shape=(28, 28, 1), num_classes=10)
     recipe = RECIPES["mnist", "mlp"]._replace(epochs=5)
     ids = np.arange(len(dataset.train.labels))
     params = train(model, recipe, dataset.train, ids, num_steps(recipe, len(ids)), seed=0)
-    some = dataset.train.take(ids[:2_000])
-    batch = {
-        "image": jnp.asarray(some.images),
-        "label": jnp.asarray(some.labels),
-        "weight": jnp.ones(2_000),
-    }
-    return Case("relu MLP 784-128-128-10 trained on MNIST", model.loss, params, batch)
+    layers = [params[f"dense{i}"] for i in (1, 2, 3)]
+    inputs = jnp.asarray(dataset.train.images[:2_000]).reshape(2_000, -1)
+    batch = (inputs, jnp.asarray(dataset.train.labels[:2_000]))
+    name = "relu MLP 784-128-128-10 trained on MNIST, 2,000 examples"
+    return Case(name, dense_layers(3, "relu"), layers, batch, trained=True)
 
 
-def speed_cases(data_dir: str | None, quick: bool) -> list[Callable[[], Case]]:
-    """The cases of the speed benchmark, each made when it is its turn."""
-    relu, gelu, tanh = jax.nn.relu, jax.nn.gelu, jnp.tanh
-    cases: list[Callable[[], Case]] = [
-        lambda: mlp((784, 32, 10), tanh, 1_024),
-        lambda: mlp((784, 32, 10), relu, 1_024),
-        lambda: mlp((784, 64, 32, 10), tanh, 1_024),
-    ]
-    if is_prepared("mnist", data_dir):
-        cases.append(lambda: trained_mlp(data_dir))
+def trained_digits(kind: str, activation: str, examples: int = 512, steps: int = 150) -> Case:
+    """A small network after full-batch adam on scikit-learn's digits."""
+    if kind == "MLP":
+        layers = dense_layers(3, activation)
+        shapes: list[tuple[int, ...]] = [(64, 32), (32, 24), (24, NUM_CLASSES)]
     else:
-        cases.append(lambda: mlp((784, 128, 128, 10), relu, 2_000))
-    if not quick:
-        for activation, padding, examples in [
-            (relu, "VALID", 64),
-            (relu, "VALID", 256),
-            (relu, "SAME", 64),
-            (relu, "SAME", 256),
-            (gelu, "VALID", 64),
-            (gelu, "SAME", 64),
-        ]:
-            cases.append(
-                lambda a=activation, p=padding, n=examples: cnn(p, a, n)  # type: ignore[misc]
-            )
-    return cases
+        block = ("conv SAME", activation, "pool")
+        layers = (*block, *block, "flatten", "dense")
+        shapes = [(3, 3, 1, 8), (3, 3, 8, 16), (64, NUM_CLASSES)]
+    dataset: Dataset = load_dataset("digits", seed=0)
+    images = jnp.asarray(dataset.train.images)
+    inputs = images.reshape(len(images), -1) if kind == "MLP" else images
+    batch = (inputs, jnp.asarray(dataset.train.labels))
+    mean_loss = _functions(layers)[2]
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def fit(params: Any, batch: Any) -> Any:
+        def step(state: Any, _: None) -> Any:
+            params, inner = state
+            updates, inner = optimizer.update(jax.grad(mean_loss)(params, batch), inner)
+            return (optax.apply_updates(params, updates), inner), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), None, steps)[0][0]
+
+    params = fit(random_params(shapes), batch)
+    sizes = f" {_join([64, 32, 24, NUM_CLASSES])}" if kind == "MLP" else ""
+    name = f"{activation} {kind}{sizes} trained on digits, {examples} examples"
+    return Case(name, layers, params, jax.tree.map(lambda x: x[:examples], batch), trained=True)
+
+
+def speed_cases(data_dir: str | None, quick: bool) -> tuple[list[Callable[[], Case]], list[str]]:
+    """The cases of the speed benchmark, each made when it is its turn, and what is left out."""
+    cases: list[Callable[[], Case]] = [
+        functools.partial(trained_digits, "MLP", "tanh"),
+        functools.partial(trained_digits, "MLP", "gelu"),
+        functools.partial(mlp, (784, 32, 10), "tanh", 1_024),
+        functools.partial(mlp, (784, 32, 10), "relu", 1_024),
+        functools.partial(mlp, (784, 64, 32, 10), "tanh", 1_024),
+    ]
+    skipped = []
+    if is_prepared("mnist", data_dir):
+        cases.append(functools.partial(trained_mnist, data_dir))
+    else:
+        skipped.append(
+            "relu MLP 784-128-128-10 trained on MNIST: MNIST is not prepared; set `--data-dir` or "
+            "TFDS_DATA_DIR to where tensorflow-datasets keeps it."
+        )
+    if quick:
+        skipped.append("Convolutional networks: `--quick` leaves them out.")
+        return cases, skipped
+    cases.append(functools.partial(trained_digits, "CNN", "relu"))
+    cases.append(functools.partial(trained_digits, "CNN", "gelu"))
+    for activation, padding, examples in itertools.product(
+        ("relu", "gelu"), ("VALID", "SAME"), (64, 256)
+    ):
+        full = padding == "VALID" and examples == 64
+        cases.append(functools.partial(cnn, padding, activation, examples, full))
+    return cases, skipped
+
+
+def _join(sizes: Sequence[int]) -> str:
+    return "-".join(map(str, sizes))

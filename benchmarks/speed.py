@@ -1,42 +1,31 @@
 """`python -m benchmarks speed`: what a Hessian diagonal costs, and how near the truth it is."""
 
-import math
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
-from rich import box
-from rich.table import Table
 
-import sapsel_jax as sap
 from benchmarks.cases import Case, speed_cases
-from benchmarks.drawing import FAINT, INK, MUTED, figure
+from benchmarks.contenders import Contender, own_contenders
 from benchmarks.errors import UsageError, check_at_least
+from benchmarks.oracle import Truth, find_truth, objection, quality, stacked
 from benchmarks.output import result_folder, write_jsonl
 from benchmarks.page import write_page
+from benchmarks.peers import jax_peers
 from benchmarks.settings import command_line
-from benchmarks.tables import markdown_table, wide_console
+from benchmarks.speed_plots import draw_errors, draw_speed
+from benchmarks.speed_report import put_into_page, report, summary_table, terminal_table
+from benchmarks.tables import wide_console
 from benchmarks.timing import compiled, in_turn, temporary_bytes
+from benchmarks.torch_link import LIBRARIES, RECIPE, Answer, TorchPeers, torch_peers
 
-CHECKED = 12
-"""Entries of each leaf that are checked against a Hessian-vector product in float64."""
-BASIS_ENTRIES = 64
-"""Entries that basis vectors are timed on; the time for all of them is in proportion."""
-TOLERANCE = 1e-3
-"""An exact diagonal that is further from the oracle than this, relatively, is not timed."""
-COLOURS = {
-    "exact": "#D55E00",
-    "site probe": "#0072B2",
-    "propagated": "#009E73",
-    "basis vectors": "#7F8C99",
-}
-BESIDE = {"exact": 9, "site probe": -9, "propagated": 9, "basis vectors": 9}
-"""How far above its mark a figure stands, in points."""
+Row = dict[str, Any]
+TURN_SECONDS = 0.02
+"""Quick contenders run again and again for so long, in JAX as in PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -45,235 +34,196 @@ class Speed:
 
     repeats: int = 9
     """Timed runs of each contender, in turn."""
-    seeds: int = 3
-    """Draws that the error of an estimate is averaged over."""
+    most_seconds: float = 1.5
+    """A contender that has run for so long in all is not run again."""
+    seeds: int = 16
+    """Draws of each estimate: errors are averaged over them, and those of 4 and 16 probes are of
+    their means."""
     data_dir: str | None = None
     """Where tensorflow-datasets keeps prepared MNIST, for the trained network; None is its
-    default, or TFDS_DATA_DIR. Without it that network has random weights."""
+    default, or TFDS_DATA_DIR. Without it that network is left out."""
+    torch_python: Path | None = None
+    """The Python of an environment with the peers in PyTorch; without it they are left out. The
+    report says how to make one."""
     output: Path | None = None
     """Folder for the results; None is results/speed."""
+    docs: Path | None = None
+    """A page whose table between `<!-- speed -->` and `<!-- /speed -->` becomes that of this
+    run."""
     quick: bool = False
-    """Dense networks only, three runs each."""
+    """Dense networks only, three runs and four draws each."""
 
     def run(self) -> None:
         """Measures everything, prints a table and leaves a folder."""
         check_at_least("repeats", self.repeats, 1)
         check_at_least("seeds", self.seeds, 1)
+        if not self.most_seconds > 0:
+            raise UsageError(f"`most-seconds` must be positive; got {self.most_seconds:g}.")
         console = wide_console()
         output = self.output or Path("results", "speed")
+        skipped: list[str] = []
         with result_folder(output) as folder:
             with console.status("Measuring") as status:
-                rows = list(self.measure(lambda words: status.update(words)))
+                rows = list(self.measure(skipped, lambda words: status.update(words)))
             write_jsonl(folder / "results.jsonl", rows)
-            _draw(folder / "speed.png", rows)
-            write_page(folder, _report(rows))
-        console.print(_table(rows))
+            draw_speed(folder / "speed.png", rows)
+            draw_errors(folder / "errors.png", rows)
+            write_page(folder, report(rows, skipped, command_line()))
+        if self.docs is not None:
+            put_into_page(self.docs, summary_table(rows))
+        console.print(terminal_table(rows))
+        for reason in skipped:
+            console.print(f"Left out: {reason}", highlight=False, markup=False)
         console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
 
-    def measure(self, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-        """One row for each network and method."""
-        for make in speed_cases(self.data_dir, self.quick):
-            yield from self._measure_case(make(), report)
-
-    def _measure_case(self, case: Case, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-        say = lambda words: report(f"{case.name}: {words}")
-        say("compiling")
-        params, batch, key = case.params, case.batch, jax.random.key(0)
-        gradient, _ = compiled(jax.grad(lambda p, b: _mean(case.loss_fn, p, b)), params, batch)
-        exact, exact_seconds = compiled(sap.exact_diagonal(case.loss_fn), params, batch)
-        probe, probe_seconds = compiled(sap.hutchinson_diagonal(case.loss_fn), params, batch, key)
-        passing, passing_seconds = compiled(
-            sap.propagated_diagonal(case.loss_fn), params, batch, key
-        )
-        num_entries = sum(leaf.size for leaf in jax.tree.leaves(params))
-        basis, basis_seconds = compiled(
-            lambda p, b: _some_entries(case.loss_fn, p, b), params, batch
-        )
-        say("checking")
-        diagonal = exact(params, batch)
-        error = oracle_error(case, diagonal)
-        if not error < TOLERANCE:
-            raise UsageError(
-                f"`exact_diagonal` is off by {error:.1e} on {case.name}; its time would mean "
-                "nothing, so nothing was written."
+    def measure(self, skipped: list[str], say: Callable[[str], None]) -> Iterator[Row]:
+        """One row for each network and method; what is left out is added to `skipped`."""
+        makers, left_out = speed_cases(self.data_dir, self.quick)
+        skipped += left_out
+        if self.torch_python is None:
+            skipped.append(
+                f"{', '.join(LIBRARIES)}: no `--torch-python`. Make one by `{RECIPE}` and pass "
+                "`--torch-python venv-torch/bin/python`."
             )
-        keys = [jax.random.key(seed) for seed in range(self.seeds)]
-        draws = [probe(params, batch, each) for each in keys]
-        passes = [passing(params, batch, each) for each in keys]
-        works = {
-            "gradient": lambda: gradient(params, batch),
-            "exact": lambda: exact(params, batch),
-            "site probe": lambda: probe(params, batch, key),
-            "propagated": lambda: passing(params, batch, key),
-            "basis vectors": lambda: basis(params, batch),
-        }
-        repeats = min(self.repeats, 3) if self.quick else self.repeats
-        seconds = in_turn(works, repeats, say, {"basis vectors": min(3, repeats)})
-        medians = {name: float(np.median(runs)) for name, runs in seconds.items()}
-        medians["basis vectors"] *= num_entries / min(BASIS_ENTRIES, num_entries)
-        first = jax.tree.map(lambda x: x[0], batch)
-        details = {
-            "exact": (exact, exact_seconds, error, sap.explain(case.loss_fn, params, first).cost),
-            "site probe": (probe, probe_seconds, _distance(draws, diagonal), math.nan),
-            "propagated": (passing, passing_seconds, _distance(passes, diagonal), math.nan),
-            "basis vectors": (basis, basis_seconds, error, math.nan),
-        }
-        for method, (program, compile_seconds, method_error, estimated) in details.items():
+        with torch_peers(
+            self.torch_python,
+            draws=self.num_draws,
+            repeats=self.num_repeats,
+            seconds=self.most_seconds,
+            turn=TURN_SECONDS,
+        ) as others:
+            for make in makers:
+                case = make()
+                tell = lambda words, case=case: say(f"{case.name}: {words}")
+                tell("the truth")
+                truth = find_truth(case)
+                yield from self._in_jax(case, truth, skipped, tell)
+                if others is not None:
+                    tell("peers in PyTorch")
+                    yield from self._in_torch(case, truth, others, skipped)
+
+    @property
+    def num_draws(self) -> int:
+        """Of each estimate."""
+        return min(self.seeds, 4) if self.quick else self.seeds
+
+    @property
+    def num_repeats(self) -> int:
+        """Timed runs of each contender."""
+        return min(self.repeats, 3) if self.quick else self.repeats
+
+    def _in_jax(
+        self, case: Case, truth: Truth, skipped: list[str], say: Callable[[str], None]
+    ) -> Iterator[Row]:
+        params, batch, key = case.params, case.batch, jax.random.key(0)
+        contenders = own_contenders(case)
+        if case.full:
+            peers, reasons = jax_peers(case)
+            contenders += peers
+            skipped += [reason for reason in reasons if reason not in skipped]
+        gradient, _ = compiled(jax.grad(case.mean_loss), params, batch)
+        works = {"gradient": functools.partial(gradient, params, batch)}
+        found: dict[str, tuple[Contender, Any, float, dict[str, Any]]] = {}
+        for one in contenders:
+            label = f"{one.library} {one.method}, {one.num_probes}"
+            say(f"compiling {label}")
+            program, seconds = compiled(one.fn, params, batch, key)
+            say(f"checking {label}")
+            draws = self._draws(case, one, program)
+            want = truth.diagonal if one.places is None else truth.diagonal[one.places]
+            if reason := objection(one.kind, draws, want):
+                if one.library == "sapsel_jax":
+                    raise UsageError(
+                        f"`{one.method}` {reason} on {case.name}; its time would mean nothing, so "
+                        "nothing was written."
+                    )
+                skipped.append(f"{one.library} {one.method} on {case.name}: {reason}.")
+                continue
+            works[label] = functools.partial(program, params, batch, key)
+            found[label] = (one, program, seconds, quality(draws, want, one.averages))
+        runs = in_turn(
+            works,
+            self.num_repeats,
+            say,
+            most_seconds=self.most_seconds,
+            turn_seconds=TURN_SECONDS,
+        )
+        for label, (one, program, seconds, result) in found.items():
+            share, note = 1.0, ""
+            if one.places is not None and len(one.places) < case.num_entries:
+                share = case.num_entries / len(one.places)
+                note = f"from {len(one.places)} of {case.num_entries:,} entries"
             yield {
-                "network": case.name,
-                "entries": num_entries,
-                "method": method,
-                "gradient_equivalents": medians[method] / medians["gradient"],
-                "estimated": None if math.isnan(estimated) else estimated,
-                "seconds": medians[method],
-                "gradient_seconds": medians["gradient"],
-                "error": method_error,
+                **_about(case, one._asdict()),
+                **_costs(runs["gradient"], runs[label], share, one.num_probes, result),
+                "estimated": one.estimated,
                 "temporary_megabytes": temporary_bytes(program) / 2**20,
-                "compile_seconds": compile_seconds,
-                "runs": seconds[method],
+                "compile_seconds": seconds,
+                "note": note,
+                "framework": f"jax {jax.__version__}",
                 "device": jax.devices()[0].device_kind,
             }
 
+    def _draws(self, case: Case, one: Contender, program: Any) -> np.ndarray:
+        count = self.num_draws if one.kind == "unbiased" else 1
+        keys = [jax.random.key(seed) for seed in range(count)]
+        return stacked([program(case.params, case.batch, key) for key in keys])
 
-def _mean(loss_fn: Callable[..., jax.Array], params: Any, batch: Any) -> jax.Array:
-    return jnp.mean(jax.vmap(lambda example: loss_fn(params, example))(batch))
-
-
-def _some_entries(loss_fn: Callable[..., jax.Array], params: Any, batch: Any) -> jax.Array:
-    """Entries of the diagonal by basis vectors, spread evenly over all."""
-    flat, unravel = ravel_pytree(params)
-    places = jnp.linspace(0, flat.size - 1, min(BASIS_ENTRIES, flat.size)).astype(jnp.int32)
-    return _entries(lambda x: _mean(loss_fn, unravel(x), batch), flat, places)
-
-
-def _entries(fn: Callable[[jax.Array], jax.Array], flat: jax.Array, places: Any) -> jax.Array:
-    gradient = jax.grad(fn)
-
-    def entry(place: jax.Array) -> jax.Array:
-        unit = jnp.zeros_like(flat).at[place].set(1)
-        return jax.jvp(gradient, (flat,), (unit,))[1][place]
-
-    return jax.lax.map(entry, places, batch_size=min(4, len(places)))
+    def _in_torch(
+        self, case: Case, truth: Truth, others: TorchPeers, skipped: list[str]
+    ) -> Iterator[Row]:
+        for answer in others.measure(case):
+            name = f"{answer.row['library']} {answer.row['method']} on {case.name}"
+            if answer.draws is None:
+                skipped.append(f"{name}: {answer.row['failed']}.")
+            elif reason := objection(answer.row["kind"], answer.draws, truth.diagonal):
+                skipped.append(f"{name}: {reason}.")
+            else:
+                yield _row_of_answer(case, truth, answer, answer.draws)
 
 
-def oracle_error(case: Case, diagonal: Any) -> float:
-    """The largest difference on random entries of every leaf, over the largest of them.
-
-    The oracle is one Hessian-vector product per entry in float64.
-    """
-    rng = np.random.default_rng(0)
-    places, start = [], 0
-    for leaf in jax.tree.leaves(case.params):
-        count = min(CHECKED, leaf.size)
-        places.append(start + rng.choice(leaf.size, count, replace=False))
-        start += leaf.size
-    chosen = np.sort(np.concatenate(places))
-    got = np.asarray(ravel_pytree(diagonal)[0], np.float64)[chosen]
-    with jax.enable_x64(True):
-        wide = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x
-        params, batch = jax.tree.map(wide, (case.params, case.batch))
-        flat, unravel = ravel_pytree(params)
-
-        @jax.jit
-        def oracle(flat: jax.Array, batch: Any) -> jax.Array:
-            fn = lambda x: _mean(case.loss_fn, unravel(x), batch)
-            return _entries(fn, flat, jnp.asarray(chosen))
-
-        want = np.asarray(oracle(flat, batch))
-    return float(np.abs(got - want).max() / np.abs(want).max())
+def _row_of_answer(case: Case, truth: Truth, answer: Answer, draws: np.ndarray) -> Row:
+    row = answer.row
+    result = quality(draws, truth.diagonal, row["averages"])
+    return {
+        **_about(case, row),
+        **_costs(answer.gradient_runs, row["runs"], 1.0, row["num_probes"], result),
+        "estimated": None,
+        "temporary_megabytes": None,
+        "compile_seconds": None,
+        "note": "",
+        "framework": answer.versions,
+        "device": jax.devices()[0].device_kind,
+    }
 
 
-def _distance(draws: list[Any], diagonal: Any) -> float:
-    """The mean over draws of their distance to the exact diagonal, over its length."""
-    exact = np.asarray(ravel_pytree(diagonal)[0])
-    found = [np.asarray(ravel_pytree(draw)[0]) for draw in draws]
-    return float(np.mean([np.linalg.norm(x - exact) for x in found]) / np.linalg.norm(exact))
+def _about(case: Case, contender: dict[str, Any]) -> Row:
+    return {
+        "network": case.name,
+        "entries": case.num_entries,
+        "trained": case.trained,
+        **{name: contender[name] for name in ("method", "library", "kind", "num_probes")},
+    }
 
 
-HEADINGS = (
-    "network",
-    "entries",
-    "method",
-    "gradient equivalents",
-    "estimated",
-    "seconds",
-    "error",
-    "temporaries, MB",
-    "compiled in, s",
-)
-
-
-def _cells(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    return [
-        (
-            row["network"],
-            f"{row['entries']:,}",
-            row["method"],
-            f"{row['gradient_equivalents']:,.1f}",
-            "" if row["estimated"] is None else f"{row['estimated']:.1f}",
-            f"{row['seconds']:.4f}",
-            f"{row['error']:.1e}",
-            f"{row['temporary_megabytes']:.0f}",
-            f"{row['compile_seconds']:.1f}",
-        )
-        for row in rows
-    ]
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Hessian diagonals", box=box.SIMPLE)
-    for name in HEADINGS:
-        table.add_column(name, justify="left" if name in ("network", "method") else "right")
-    for cells in _cells(rows):
-        table.add_row(*cells)
-    return table
-
-
-def _report(rows: list[dict[str, Any]]) -> str:
-    parts = [
-        "# What a Hessian diagonal costs",
-        "One gradient equivalent is the time of one compiled gradient of the same mean loss on the "
-        "same batch. All are timed in turn in one process, after compilation; medians. `estimated` "
-        "is what `explain` says before anything is computed.",
-        "![speed](speed.png)",
-        markdown_table(HEADINGS, _cells(rows)),
-        "The error of `exact` is the largest difference to Hessian-vector products in float64 on "
-        f"{CHECKED} random entries of each leaf, over the largest of those. The error of an "
-        "estimate is its distance to the exact diagonal over that one's length. Basis vectors were "
-        f"timed on {BASIS_ENTRIES} entries and scaled to all.",
-        f"Command: `{command_line()}`, jax {jax.__version__}, on {rows[0]['device']}.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A line for each network, a mark for each method, on a logarithmic axis of cost."""
-    networks = list(dict.fromkeys(row["network"] for row in rows))[::-1]
-    subtitle = "Gradient equivalents; 1 is the gradient of the same loss on the same batch"
-    with figure(path, (10, 1.9 + 0.42 * len(networks)), "A Hessian diagonal", subtitle) as canvas:
-        ax = canvas.subplots()
-        for row in rows:
-            height = networks.index(row["network"])
-            cost, colour = row["gradient_equivalents"], COLOURS[row["method"]]
-            ax.plot(cost, height, "o", color=colour, markersize=8)
-            ax.annotate(
-                f"{cost:,.1f}" if cost < 100 else f"{cost:,.0f}",
-                (cost, height),
-                (0, BESIDE[row["method"]]),
-                textcoords="offset points",
-                ha="center",
-                va="center",
-                fontsize=9,
-                color=colour,
-            )
-        for method, colour in COLOURS.items():
-            ax.plot([], [], "o", color=colour, label=method)
-        ax.axvline(1, color=MUTED, linewidth=1)
-        ax.set_xscale("log")
-        ax.set_yticks(range(len(networks)), networks)
-        ax.set_ylim(-0.6, len(networks) - 0.4)
-        ax.tick_params(axis="y", labelcolor=INK, length=0)
-        ax.grid(axis="x", color=FAINT)
-        ax.set_axisbelow(True)
-        ax.set_xlabel("gradient equivalents", color=MUTED)
-        canvas.legend(loc="outside lower center", ncols=len(COLOURS), frameon=False)
+def _costs(
+    gradient_runs: list[float],
+    runs: list[float],
+    share: float,
+    num_probes: int,
+    result: dict[str, Any],
+) -> Row:
+    """Medians; a mean of so many draws costs as many times one."""
+    gradient, seconds = float(np.median(gradient_runs)), float(np.median(runs)) * share
+    return {
+        "gradient_equivalents": seconds / gradient,
+        "seconds": seconds,
+        "gradient_seconds": gradient,
+        "error": result["error"],
+        "rank_correlation": result["rank_correlation"],
+        "points": [
+            {"probes": num_probes * n, "gradient_equivalents": n * seconds / gradient, "error": e}
+            for n, e in result["errors"]
+        ],
+        "runs": runs,
+    }

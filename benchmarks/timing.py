@@ -1,5 +1,6 @@
 """Seconds measured side by side, and what compiled programs hold."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,17 +25,27 @@ def in_turn(
     repeats: int,
     report: Callable[[str], None],
     fewer: Mapping[str, int] | None = None,
+    most_seconds: float = math.inf,
+    turn_seconds: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each run, the contenders one after the other in every round.
 
-    `fewer` names contenders that run less often; `report` is told what is being measured.
+    `fewer` names contenders that run less often, and one that has run for `most_seconds` in all is
+    not run again. A quick one runs again and again until its turn has taken `turn_seconds`; the
+    mean counts as one run. `report` is told what is being measured.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats):
         for name, work in works.items():
-            if repeat < (fewer or {}).get(name, repeats):
+            if repeat < (fewer or {}).get(name, repeats) and sum(seconds[name]) < most_seconds:
                 report(f"{name}, run {repeat + 1}")
-                start = time.perf_counter()
-                jax.block_until_ready(work())
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(_turn(work, turn_seconds))
     return seconds
+
+
+def _turn(work: Callable[[], Any], least: float) -> float:
+    count, start, passed = 0, time.perf_counter(), 0.0
+    while not count or passed < least:
+        jax.block_until_ready(work())
+        count, passed = count + 1, time.perf_counter() - start
+    return passed / count

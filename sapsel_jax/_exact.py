@@ -46,10 +46,11 @@ def exact_diagonal(
         shape, if `microbatch` is below 1 or `reduction` is unknown.
       NotImplementedError: if complex numbers depend on the parameters.
 
-    Cost: 2 to 6 gradient equivalents for dense networks and ReLU convolutional networks with 10
-      outputs, 20 to 35 for small convolutional networks with GELU; with attention one tangent for
-      each weight of query and key, so that `propagated_diagonal` is the one to take there. A leaf
-      without a site costs one tangent, a quarter to a half gradient equivalent, per entry.
+    Cost: 2 to 4 gradient equivalents for dense networks, 4 to 8 for ReLU convolutional networks
+      with 10 outputs, 12 to 25 for small convolutional networks with GELU; with attention one
+      tangent for each weight of query and key, so that `propagated_diagonal` is the one to take
+      there. A leaf without a site costs one tangent, a quarter to a half gradient equivalent, per
+      entry.
 
     Source: the quantity that parameters are selected by in Malekmohammadi, Lee, Xiong,
       "Sharpness-Aware Parameter Selection for Machine Unlearning" (arXiv 2504.06398). The routes

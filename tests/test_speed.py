@@ -3,51 +3,145 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import pytest
 
+import benchmarks.cases
 import benchmarks.speed
-import sapsel_jax as sap
 from benchmarks.__main__ import main
-from benchmarks.cases import mlp
+from benchmarks.cases import mlp, speed_cases
 from benchmarks.errors import UsageError
-from benchmarks.speed import Speed, oracle_error
+from benchmarks.speed import Speed
+from benchmarks.speed_plots import LOOKS
+from benchmarks.speed_report import (
+    against_backpack,
+    against_hesscale,
+    against_peers,
+    findings,
+    put_into_page,
+    summary_table,
+)
+from benchmarks.timing import in_turn
 
 
-def tiny():
-    return mlp((5, 4, 3), jnp.tanh, 6)
+def tiny(full):
+    return mlp((5, 4, 3), "tanh", 6)._replace(full=full, trained=True)
 
 
-@pytest.fixture
-def tiny_cases(monkeypatch):
-    monkeypatch.setattr(benchmarks.speed, "speed_cases", lambda *_: [tiny])
+def use_tiny_case(monkeypatch, full):
+    cases = ([lambda: tiny(full)], ["that one."])
+    monkeypatch.setattr(benchmarks.speed, "speed_cases", lambda *_: cases)
 
 
-def test_the_oracle_tells_a_wrong_diagonal_from_a_right_one():
-    case = tiny()
-    diagonal = jax.jit(sap.exact_diagonal(case.loss_fn))(case.params, case.batch)
-    assert oracle_error(case, diagonal) < 1e-4
-    assert oracle_error(case, jax.tree.map(lambda x: 1.01 * x, diagonal)) > 5e-3
+def run_speed(output, *options):
+    return main(["speed", "--output", str(output), "--repeats", "2", "--seeds", "4", *options])
 
 
-def test_speed_leaves_a_row_for_every_method_and_a_report(tmp_path, tiny_cases):
-    output = tmp_path / "speed"
-    assert main(["speed", "--output", str(output), "--repeats", "2", "--seeds", "1"]) == 0
+def test_speed_leaves_a_row_for_every_method_and_a_report(tmp_path, monkeypatch, capsys):
+    use_tiny_case(monkeypatch, full=False)
+    output, page = tmp_path / "speed", tmp_path / "page.md"
+    page.write_text("before\n<!-- speed -->stale<!-- /speed -->\nafter\n", encoding="utf-8")
+    assert run_speed(output, "--docs", str(page)) == 0
     rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
-    assert [row["method"] for row in rows] == list(benchmarks.speed.COLOURS)
+    assert [row["method"] for row in rows] == ["exact", "propagated", "basis vectors"]
     assert all(row["gradient_equivalents"] > 0 and row["error"] < 10 for row in rows)
     assert rows[0]["entries"] == 5 * 4 + 4 + 4 * 3 + 3
-    for name in ("report.md", "report.html", "speed.png"):
+    assert rows[0]["error"] < 1e-5 < rows[1]["error"]
+    assert [point["probes"] for point in rows[1]["points"]] == [1, 4]
+    for name in ("report.md", "report.html", "speed.png", "errors.png"):
         assert (output / name).stat().st_size > 500
+    assert "that one." in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- speed -->\n\n| network")
+    assert "stale" not in text
+    assert text.endswith("<!-- /speed -->\nafter\n")
 
 
-def test_a_wrong_diagonal_is_not_timed(tmp_path, tiny_cases, monkeypatch, capsys):
-    right = sap.exact_diagonal
-    wrong = lambda loss_fn: lambda p, b: jax.tree.map(lambda x: 2 * x, right(loss_fn)(p, b))
-    monkeypatch.setattr(sap, "exact_diagonal", wrong)
-    assert main(["speed", "--output", str(tmp_path / "speed"), "--repeats", "1"]) == 2
-    assert "`exact_diagonal` is off by" in capsys.readouterr().err
+@pytest.mark.slow
+def test_speed_runs_every_method_that_is_installed(tmp_path, monkeypatch):
+    use_tiny_case(monkeypatch, full=True)
+    assert run_speed(tmp_path / "speed", "--quick") == 0
+    lines = (tmp_path / "speed" / "results.jsonl").read_text().splitlines()
+    rows = {(row["library"], row["method"]): row for row in map(json.loads, lines)}
+    assert set(rows) <= set(LOOKS)
+    assert {method for library, method in rows if library == "sapsel_jax"} >= {
+        "exact",
+        "propagated",
+        "site probes",
+        "Gauss-Newton",
+        "empirical Fisher",
+    }
+    assert rows["jax", "jax.hessian"]["error"] < 1e-5
+    assert "holds on" in (tmp_path / "speed" / "report.md").read_text()
+
+
+def test_a_wrong_diagonal_is_not_timed(tmp_path, monkeypatch, capsys):
+    use_tiny_case(monkeypatch, full=False)
+    right = benchmarks.speed.own_contenders
+
+    def wrong(case):
+        exact, *others = right(case)
+        twice = lambda *args: jax.tree.map(lambda x: 2 * x, exact.fn(*args))
+        return [exact._replace(fn=twice), *others]
+
+    monkeypatch.setattr(benchmarks.speed, "own_contenders", wrong)
+    assert run_speed(tmp_path / "speed") == 2
+    assert "`exact` is off by 1.0e+00 on tanh MLP" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def row(library, method, kind, seconds, error, **changes):
+    return {
+        "network": "net",
+        "entries": 10,
+        "trained": True,
+        "library": library,
+        "method": method,
+        "kind": kind,
+        "num_probes": 1,
+        "gradient_equivalents": seconds,
+        "seconds": seconds,
+        "error": error,
+        "estimated": 2.0 if method == "exact" else None,
+    } | changes
+
+
+ROWS = [
+    row("sapsel_jax", "exact", "exact", 2.0, 1e-7),
+    row("sapsel_jax", "propagated", "unbiased", 2.0, 0.1),
+    row("own baseline", "HesScale", "biased", 1.0, 0.3),
+    row("BackPACK", "DiagHessian", "exact", 5.0, 1e-7),
+    row("matfree", "Hutchinson", "unbiased", 3.0, 1.0),
+    row("curvlinops", "XDiag", "unbiased", 8.0, 0.2, num_probes=4),
+]
+
+
+def test_findings_compare_at_equal_error():
+    assert against_backpack(ROWS, "net") == 2.5
+    assert against_backpack(ROWS[:3], "net") is None
+    found = against_peers(ROWS, "net")
+    assert found == (pytest.approx(8 / 2 * (0.2 / 0.1) ** 2), "curvlinops XDiag, 4 products")
+    assert against_hesscale(ROWS, "net") == (2.0, 0.1, 0.3)
+    untrained = [one | {"trained": False} for one in ROWS]
+    assert against_hesscale(untrained, "net") is None
+    assert all("holds on 1 of 1. net: " in claim for claim in findings(ROWS))
+    slower = [one | {"seconds": 10.0} if one["method"] == "exact" else one for one in ROWS]
+    assert "does not hold on 1 of 1. net: 0.5" in findings(slower)[0]
+    assert findings(untrained)[2].endswith(": not measured.")
+
+
+def test_the_summary_has_a_line_for_each_network():
+    lines = summary_table([*ROWS[:3], ROWS[0] | {"network": "other"}]).splitlines()
+    assert lines[2] == "| net | 10 | 2.0 (2.0) | 2.0, 0.10 | 1.0, 0.30 | - | 2.0000 | - |"
+    assert lines[3] == "| other | 10 | 2.0 (2.0) | - | - | - | 2.0000 | - |"
+
+
+def test_a_page_without_marks_is_refused(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- speed --> and no end", encoding="utf-8")
+    with pytest.raises(UsageError, match="`docs` must hold the marks <!-- speed --> and"):
+        put_into_page(page, "table")
+    with pytest.raises(UsageError, match=r"`docs` cannot be read: .*missing.md \(No such file"):
+        put_into_page(tmp_path / "missing.md", "table")
 
 
 def test_selection_leaves_a_row_for_every_contender_and_a_report(tmp_path):
@@ -64,3 +158,27 @@ def test_selection_leaves_a_row_for_every_contender_and_a_report(tmp_path):
 def test_counts_are_checked():
     with pytest.raises(UsageError, match="`repeats` must be at least 1; got 0"):
         Speed(repeats=0).run()
+    with pytest.raises(UsageError, match="`most-seconds` must be positive; got 0"):
+        Speed(most_seconds=0.0).run()
+
+
+def test_a_contender_rests_when_its_time_is_up():
+    ran = []
+    works = {"quick": lambda: ran.append("quick"), "dear": lambda: ran.append("dear")}
+    runs = in_turn(works, 3, lambda _: None, {"dear": 1})
+    assert ran == ["quick", "dear", "quick", "quick"]
+    assert [len(runs[name]) for name in works] == [3, 1]
+    runs = in_turn(works, 3, lambda _: None, most_seconds=1e-12)
+    assert [len(runs[name]) for name in works] == [1, 1]
+    ran.clear()
+    runs = in_turn({"quick": works["quick"]}, 1, lambda _: None, turn_seconds=1e-3)
+    assert len(ran) > 1
+    assert len(runs["quick"]) == 1
+
+
+def test_networks_that_need_data_are_left_out_with_a_reason(monkeypatch):
+    monkeypatch.setattr(benchmarks.cases, "is_prepared", lambda *_: False)
+    cases, skipped = speed_cases(None, quick=True)
+    assert len(cases) == 5
+    assert "trained on MNIST: MNIST is not prepared" in skipped[0]
+    assert skipped[1] == "Convolutional networks: `--quick` leaves them out."
