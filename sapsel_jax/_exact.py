@@ -46,8 +46,8 @@ def exact_diagonal(
         shape, if `microbatch` is below 1 or `reduction` is unknown.
       NotImplementedError: if complex numbers depend on the parameters.
 
-    Cost: 2 to 4 gradient equivalents for dense networks, 4 to 8 for ReLU convolutional networks
-      with 10 outputs, 12 to 25 for small convolutional networks with GELU; with attention one
+    Cost: 2 to 6 gradient equivalents for dense networks, 4 to 6 for ReLU convolutional networks
+      with 10 outputs, 12 to 33 for small convolutional networks with GELU; with attention one
       tangent for each weight of query and key, so that `propagated_diagonal` is the one to take
       there. A leaf without a site costs one tangent, a quarter to a half gradient equivalent, per
       entry.
