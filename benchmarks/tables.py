@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.metrics import Interval
+from benchmarks.statistics import Interval
 from benchmarks.summary import Line
 
 TITLES = {
