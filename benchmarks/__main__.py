@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from benchmarks.ablation import Ablation
 from benchmarks.errors import UsageError
 from benchmarks.listing import List
 from benchmarks.selection import Selection
@@ -15,6 +16,7 @@ COMMANDS = {
     "unlearn": Unlearn,
     "speed": Speed,
     "selection": Selection,
+    "ablation": Ablation,
     "list": List,
 }
 
