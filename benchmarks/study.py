@@ -43,6 +43,12 @@ class Part(NamedTuple):
     """The shares of the entries that masks select."""
 
 
+def load_case(part: Part, seed: int) -> Case:
+    """A seed's poisoned model, with what it was trained on and what corrects it."""
+    dataset = part.settings.load(seed)
+    return make_case(part.settings, part.settings.build(dataset), dataset, seed)
+
+
 def count_work(part: Part) -> int:
     """How many times `measure_part` calls `advance`."""
     return len(mask_names(part.fractions)) * (1 + part.settings.seeds)
@@ -95,10 +101,8 @@ class Bench:
     @classmethod
     def make(cls, part: Part, seed: int) -> "Bench":
         """Trains the poisoned model of a seed and makes every mask."""
-        dataset = part.settings.load(seed)
-        model = part.settings.build(dataset)
-        case = make_case(part.settings, model, dataset, seed)
-        sample, corrections = case.material.sample, case.corrections
+        case = load_case(part, seed)
+        model, sample, corrections = case.model, case.material.sample, case.corrections
         gathered = gather(
             model,
             case.params,
