@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.defaults import BASE, GROUPS, Variant, variant_name
+from benchmarks.defaults import BASE, GROUPS, Variant
 from benchmarks.stability import FRACTION, KINDS
 from benchmarks.statistics import Interval, interval
 from benchmarks.study import Part
@@ -45,9 +45,10 @@ def _overlap(value: Interval | None) -> str:
 def defaults_section(defaults: Sequence[dict[str, Any]], parts_by_name: dict[str, Part]) -> str:
     """Validation plus corrected-forget accuracy of every variant, by part."""
     parts = list(dict.fromkeys(row["part"] for row in defaults))
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, Variant], list[dict[str, Any]]] = {}
     for row in defaults:
-        groups.setdefault((row["part"], row["variant"]), []).append(row)
+        variant = Variant(*(row[name] for name in Variant._fields))
+        groups.setdefault((row["part"], variant), []).append(row)
     blocks = [
         "What `sap.unlearn` composes, with one of its options changed at a time from "
         f"{', '.join(f'{k} {v}' for k, v in BASE._asdict().items() if v is not None)} and all of "
@@ -58,13 +59,11 @@ def defaults_section(defaults: Sequence[dict[str, Any]], parts_by_name: dict[str
     for title, variants in GROUPS.items():
         rows = []
         for variant in variants:
-            name = variant_name(variant)
-            values = []
-            for part in parts:
-                of_part = groups.get((part, name), [])
-                values.append([row["objective"] / 2 for row in of_part])
+            values = [
+                [row["objective"] / 2 for row in groups.get((part, variant), [])] for part in parts
+            ]
             cells = [
-                percent(interval(v)) + _unconverged(groups[part, name]) if v else NONE
+                percent(interval(v)) + _unconverged(groups[part, variant]) if v else NONE
                 for part, v in zip(parts, values, strict=True)
             ]
             overall = [sum(v) / len(v) for v in values if v]

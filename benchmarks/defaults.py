@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 
 import sapsel_jax as sap
-from benchmarks.curvature import timed
 from benchmarks.experiment import Case, tuning_objective
 from benchmarks.metrics import accuracy
 from benchmarks.models import Model
@@ -19,15 +18,14 @@ from benchmarks.records import Record
 from benchmarks.study import Part, load_case
 from benchmarks.updates import second_order
 
-DEFAULTS_KEY = ("part", "variant", "seed")
 DEFAULTS_SEEDS = 5
 
 
 class Variant(NamedTuple):
     """Options of one call."""
 
-    damping: float = 0.03
-    num_steps: int = 1
+    damping: float = 0.01
+    num_steps: int = 3
     adapt_damping: bool = True
     fraction: float = 0.05
     curvature: str = "exact"
@@ -35,7 +33,8 @@ class Variant(NamedTuple):
     """How many examples of the training set are given; None is the study's sample."""
 
 
-STEPS = [(1, False), (1, True), (3, False), (3, True)]
+DEFAULTS_KEY = ("part", *Variant._fields, "seed")
+STEPS = [(1, False), (1, True), (3, False), (3, True), (10, True)]
 DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 BASE = Variant()
 GROUPS = {
@@ -50,12 +49,6 @@ GROUPS = {
 }
 """What is varied, and the variants of it; the base stands in several."""
 VARIANTS = list(dict.fromkeys(variant for group in GROUPS.values() for variant in group))
-
-
-def variant_name(variant: Variant) -> str:
-    """What tells a variant from the base, such as `damping=0.1 num_steps=3`."""
-    changed = [f"{k}={v}" for k, v in variant._asdict().items() if v != getattr(BASE, k)]
-    return " ".join(changed) or "base"
 
 
 def count_defaults(part: Part) -> int:
@@ -74,9 +67,9 @@ def measure_defaults(part: Part, record: Record, advance: Callable[[str], None])
     for seed in range(1, _seeds(part) + 1):
         case = functools.cache(functools.partial(load_case, part, seed))
         for variant in VARIANTS:
-            name = variant_name(variant)
-            advance(f"{part.name}, seed {seed}: unlearn, {name}")
-            if (part.name, name, seed) not in record:
+            words = ", ".join(f"{name} {value}" for name, value in variant._asdict().items())
+            advance(f"{part.name}, seed {seed}: {words}")
+            if (part.name, *variant, seed) not in record:
                 record.append(_row(part, case(), variant))
 
 
@@ -90,26 +83,24 @@ def _row(part: Part, case: Case, variant: Variant) -> dict[str, Any]:
     sample = jax.tree.map(lambda x: x[: variant.num_data], case.material.sample)
     diagonal = _diagonal(case.model, variant.curvature, case.params, sample, case.material.key)
     mask = _sharpest(diagonal, variant.fraction)
-    (params, certificate), seconds = timed(
-        lambda: second_order(
-            case.model,
-            case.params,
-            mask,
-            c.original,
-            c.corrected,
-            data,
-            c.num_examples,
-            variant.damping,
-            num_steps=variant.num_steps,
-            adapt_damping=variant.adapt_damping,
-        )
+    params, certificate = second_order(
+        case.model,
+        case.params,
+        mask,
+        c.original,
+        c.corrected,
+        data,
+        c.num_examples,
+        variant.damping,
+        num_steps=variant.num_steps,
+        adapt_damping=variant.adapt_damping,
     )
     validation = accuracy(case.model, params, case.dataset.validation)
     forget = accuracy(case.model, params, case.poisoned.forget)
     objective = tuning_objective(validation, forget, case.poisoned.corrected is None)
     return {
         "part": part.name,
-        "variant": variant_name(variant),
+        **variant._asdict(),
         "seed": case.seed,
         "validation_accuracy": round(validation, 5),
         "forget_accuracy": round(forget, 5),
@@ -117,7 +108,6 @@ def _row(part: Part, case: Case, variant: Variant) -> dict[str, Any]:
         "converged": bool(certificate.converged),
         "num_steps": int(certificate.num_steps),
         "iterations": int(certificate.iterations),
-        "update_seconds": round(seconds, 4),
     }
 
 
