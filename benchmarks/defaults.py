@@ -106,7 +106,7 @@ def _row(part: Part, case: Case, variant: Variant) -> dict[str, Any]:
         "forget_accuracy": round(forget, 5),
         "objective": round(objective, 5),
         "converged": bool(certificate.converged),
-        "num_steps": int(certificate.num_steps),
+        "steps_taken": int(certificate.num_steps),
         "iterations": int(certificate.iterations),
     }
 
