@@ -12,6 +12,7 @@ from benchmarks.ablation_sections import mean_overlaps
 from benchmarks.data import is_prepared
 from benchmarks.defaults import DEFAULTS_KEY, count_defaults, measure_defaults
 from benchmarks.errors import check_at_least, check_choice, check_share
+from benchmarks.experiment import TUNING_SEED
 from benchmarks.findings import find, fractions_of
 from benchmarks.page import write_page
 from benchmarks.parts import FRACTIONS, study_parts
@@ -78,6 +79,10 @@ class Ablation:
             ),
             *((count_defaults(p), functools.partial(measure_defaults, p, variants)) for p in tried),
         ]
+        # What is not prepared is told now; and tensorflow-datasets is imported before the thread
+        # that draws the progress runs, which its import would trip.
+        for part in parts:
+            part.settings.load(TUNING_SEED)
         with progress_bar(console) as progress:
             task = progress.add_task("Loading", total=sum(count for count, _ in works))
 

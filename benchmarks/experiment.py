@@ -25,6 +25,8 @@ from benchmarks.updates import (
 
 TUNING_SEED = 0
 """Hyperparameters are tuned on this seed; the reported seeds are 1, 2, ..."""
+SHIPPED = ("sharpest", "iterative")
+"""The method and update whose changes are kept as a patch."""
 
 
 class Case(NamedTuple):
@@ -69,6 +71,8 @@ class Comparison:
     """The lines of `results.jsonl`."""
     masks: dict[str, Any]
     """The masks of the first reported seed, by method."""
+    shipped: tuple[Any, Any]
+    """The first reported seed's parameters before and after `SHIPPED`."""
     curvature_cost: float
     """Gradient equivalents of the curvature."""
 
@@ -95,14 +99,15 @@ def compare(settings: Settings, advance: Callable[[str], None]) -> Comparison:
     cost = gradient_equivalents(model, tuning_case.params, tuning_case.material.sample)
     trials = list(_tune(tuning_case, advance))
     chosen = {(trial.method, trial.update): trial.value for trial in trials if trial.chosen}
-    rows, masks = [], {}
+    rows, masks, shipped = [], {}, (None, None)
     for seed in range(1, settings.seeds + 1):
         advance(f"Seed {seed}: training the poisoned model")
         case = make_case(settings, model, settings.load(seed), seed)
-        seed_rows, seed_masks = _measure(settings, case, chosen, cost, advance)
+        seed_rows, seed_masks, after = _measure(settings, case, chosen, cost, advance)
         rows += seed_rows
-        masks = masks or seed_masks
-    return Comparison(settings, tuning_case, trials, rows, masks, cost)
+        if seed == 1:
+            masks, shipped = seed_masks, (case.params, after)
+    return Comparison(settings, tuning_case, trials, rows, masks, shipped, cost)
 
 
 def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> Case:
@@ -139,7 +144,6 @@ def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> 
         num_examples=len(poisoned.data.labels),
         batches=batches,
         own_batches=own_batches,
-        num_update_examples=batches["label"].size,
     )
     material = Material(
         model=model,
@@ -182,7 +186,7 @@ def _tune(case: Case, advance: Callable[[str], None]) -> Iterator[Trial]:
             trials = []
             for i, value in enumerate(update.trials):
                 advance(f"Tuning {method}, {name}, {i + 1} of {len(update.trials)}")
-                params = update.run(case.model, case.params, mask, case.corrections, value)
+                params, _ = update.run(case.model, case.params, mask, case.corrections, value)
                 validation = accuracy(case.model, params, case.dataset.validation)
                 forget = accuracy(case.model, params, case.poisoned.forget)
                 objective = tuning_objective(validation, forget, case.poisoned.corrected is None)
@@ -200,8 +204,8 @@ def _measure(
     chosen: dict[tuple[str, str], float],
     curvature_cost: float,
     advance: Callable[[str], None],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of one seed, and its masks."""
+) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:
+    """The rows of one seed, its masks, and its parameters after `SHIPPED`."""
     advance(f"Seed {case.seed}: retraining from scratch")
     retrained, retrain_seconds = timed(lambda: retrain(settings, case))
     references = {"poisoned": evaluate(case, case.params), "retrained": evaluate(case, retrained)}
@@ -246,14 +250,17 @@ def _measure(
         "gradient": len(case.poisoned.original.labels),
         "curvature": round(curvature_cost * len(case.material.sample["label"])),
     }
-    masks = {}
+    masks, shipped = {}, None
     for method, spec in METHODS.items():
         masks[method], selection_seconds = timed(lambda spec=spec: spec.select(case.material))
         for name, update in UPDATES.items():
             advance(f"Seed {case.seed}: {method}, {name}")
             value = chosen[method, name]
             work = (case.model, case.params, masks[method], case.corrections, value)
-            params, update_seconds = timed(lambda update=update, work=work: update.run(*work))
+            (params, update_gradients), update_seconds = timed(
+                lambda update=update, work=work: update.run(*work)
+            )
+            shipped = params if (method, name) == SHIPPED else shipped
             rows.append(
                 row(
                     method,
@@ -262,12 +269,12 @@ def _measure(
                     selection_seconds=selection_seconds,
                     update_seconds=update_seconds,
                     selection_example_gradients=selection_gradients[spec.needs],
-                    update_example_gradients=update.example_gradients(case.corrections),
+                    update_example_gradients=update_gradients,
                     tuned=update.tuned,
                     tuned_value=value,
                 )
             )
-    return rows, masks
+    return rows, masks, shipped
 
 
 def evaluate(case: Case, params: Any) -> dict[str, Any]:

@@ -83,9 +83,12 @@ class Model:
 
         `example` holds an `image`, a `label` and a `weight`.
         """
-        logits = self.apply(params, example["image"][None])[0]
-        log_probability = jax.nn.log_softmax(logits)[example["label"]]
-        return -example["weight"] * log_probability
+        return cross_entropy(self.apply(params, example["image"][None])[0], example)
+
+
+def cross_entropy(logits: jax.Array, example: dict[str, jax.Array]) -> jax.Array:
+    """Of the logits of ONE example, times its weight."""
+    return -example["weight"] * jax.nn.log_softmax(logits)[example["label"]]
 
 
 @functools.cache

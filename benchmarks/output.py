@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+
 from benchmarks.errors import UsageError
 
 
@@ -41,6 +44,12 @@ def result_folder(output: Path) -> Iterator[Path]:
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """One JSON object per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_params(path: Path, params: Any) -> None:
+    """The leaves of a nested dict as an archive of arrays by path, such as `dense1/kernel`."""
+    leaves = tree_flatten_with_path(params)[0]
+    np.savez(path, **{keystr(at, simple=True, separator="/"): leaf for at, leaf in leaves})
 
 
 def _refuse_used(output: Path) -> None:

@@ -26,7 +26,7 @@ COLOURS = {
     "saliency": "#009E73",
 }
 LAYER_COLOURS = ["#0072B2", "#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#7F8C99"]
-MARKERS = {"first_order": "o", "iterative": "D"}
+MARKERS = {"first_order": "o", "second_order": "s", "iterative": "D"}
 WORDS = {
     "test": "test accuracy",
     "forget": "forget accuracy",
@@ -176,10 +176,10 @@ def draw_accuracy(path: Path, lines: Sequence[Line]) -> None:
     methods = [method for method in METHODS if any(line.method == method for line in lines)]
     with figure(
         path,
-        (12.0, 1.9 + 0.52 * len(methods)),
+        (12.0, 1.9 + 0.66 * len(methods)),
         "Before and after",
-        "From the poisoned model to the unlearned one: ○ first-order update, ◆ iterative update. "
-        "Bars: 95 % t intervals.",
+        "From the poisoned model to the unlearned one: ○ first-order, □ second-order, ◆ iterative "
+        "update. Bars: 95 % t intervals.",
     ) as canvas:
         axes = canvas.subplots(1, len(shorts), squeeze=False, sharey=True)[0]
         for ax, short in zip(axes, shorts, strict=True):
@@ -206,7 +206,7 @@ def _draw_accuracy_panel(
         if line.update == "none":
             continue
         value, colour = line.accuracies[short], COLOURS.get(line.method, MUTED)
-        y = methods.index(line.method) + (-0.17 if line.update == "first_order" else 0.17)
+        y = methods.index(line.method) + 0.24 * (list(MARKERS).index(line.update) - 1)
         ax.plot([references["poisoned"], value.mean], [y, y], color=colour, alpha=0.3, linewidth=4)
         ax.errorbar(
             value.mean,
@@ -214,7 +214,7 @@ def _draw_accuracy_panel(
             xerr=value.half_width,
             fmt=MARKERS[line.update],
             color=colour,
-            markerfacecolor="white" if line.update == "first_order" else colour,
+            markerfacecolor=colour if line.update == "iterative" else "white",
             markersize=7,
             elinewidth=1.2,
             zorder=4,

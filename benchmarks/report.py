@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.curvature import ESTIMATOR
-from benchmarks.experiment import TUNING_SEED, Comparison
+from benchmarks.experiment import SHIPPED, TUNING_SEED, Comparison
 from benchmarks.methods import METHODS, REFERENCES
 from benchmarks.page import write_page
 from benchmarks.scenarios import SCENARIOS
@@ -94,7 +94,7 @@ def _findings(comparison: Comparison, lines: Sequence[Line]) -> str:
         for short, field in ACCURACIES.items()
         if short in line.accuracies
     ]
-    costs = " and ".join(
+    costs = ", ".join(
         f"{100 * line.gradients / retrained.gradients:.1f} % ({TITLES[line.update].lower()})"
         for line in lines_of_sharpest
     )
@@ -149,7 +149,7 @@ def _tuning(comparison: Comparison) -> str:
         picked = [chosen[method, update] for update in UPDATES]
         values = [f"{trial.value:g}{' *' if trial.at_edge else ''}" for trial in picked]
         rows.append([plain_name(method), *values])
-    budget = " and ".join(
+    budget = ", ".join(
         f"{len(update.trials)} of {name} ({update.trials[0]:g} to {update.trials[-1]:g})"
         for name, update in UPDATES.items()
     )
@@ -181,6 +181,7 @@ def _how(comparison: Comparison, command: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
     retraining = comparison.rows[1]["retrain_example_gradients"]
     steps, batch_size = comparison.case.corrections.batches["label"].shape
+    num_data = len(comparison.case.corrections.data["label"])
     return "\n".join(
         [
             f"- Command: `{command}`",
@@ -189,8 +190,13 @@ def _how(comparison: Comparison, command: str) -> str:
             "example gradients.",
             f"- Curvature: {ESTIMATOR}, at the poisoned parameters, of the loss that was trained, "
             f"on {len(comparison.case.material.sample['label']):,} random training examples.",
+            f"- Second-order update: Gauss-Newton curvature on {num_data:,} random examples of the "
+            "corrected training set; conjugate gradients to a relative residual of 1 %, at most "
+            "100 iterations, each counted as 2 gradients. A step that does not hold is not taken.",
             f"- Iterative update: {steps} batches of {batch_size} examples.",
             f"- Methods: {methods}.",
+            f"- Patch: `unlearned.patch` holds what the {SHIPPED[1]} update of the {SHIPPED[0]} "
+            "entries changed on seed 1, `poisoned.npz` the parameters it belongs to.",
             f"- Software: Python {platform.python_version()}, {versions}.",
         ]
     )

@@ -21,12 +21,10 @@ from benchmarks.metrics import accuracy, count_changed, count_entries
 from benchmarks.records import Record
 from benchmarks.selections import Gathered, gather, make_masks, mask_names, needs
 from benchmarks.settings import Settings
-from benchmarks.updates import STUDIED_UPDATES, Update, second_order
+from benchmarks.updates import STUDIED_UPDATES
 
 TRIAL_KEY = ("part", "method", "fraction", "update")
 CELL_KEY = (*TRIAL_KEY, "seed")
-PRODUCT_GRADIENTS = 2
-"""Gradient equivalents of one product with the Hessian in a linear solve."""
 
 Name = tuple[str, float | None]
 """A mask: its method, and the share of the entries that it selects."""
@@ -121,7 +119,8 @@ class Bench:
         removal = case.poisoned.corrected is None
         validations, forgets = [], []
         for value in spec.trials:
-            params = spec.run(case.model, case.params, self.masks[name], case.corrections, value)
+            work = (case.model, case.params, self.masks[name], case.corrections, value)
+            params, _ = spec.run(*work)
             validations.append(accuracy(case.model, params, case.dataset.validation))
             forgets.append(accuracy(case.model, params, case.poisoned.forget))
         objectives = [
@@ -142,14 +141,15 @@ class Bench:
     def cell(self, name: Name, update: str, value: float) -> dict[str, Any]:
         """The figures of one update with one mask, at its tuned value."""
         spec, case = STUDIED_UPDATES[update], self.case
-        (params, gradients), seconds = timed(lambda: self._run(spec, self.masks[name], value))
+        work = (case.model, case.params, self.masks[name], case.corrections, value)
+        (params, gradients), seconds = timed(lambda: spec.run(*work))
         needed = needs(name[0])
         return {
             **self._row(name, update, params),
             "selection_seconds": round(sum(self.gathered.seconds[n] for n in needed), 4),
             "update_seconds": round(seconds, 4),
             "selection_example_gradients": sum(self._evidence_gradients(n) for n in needed),
-            "update_example_gradients": int(gradients),
+            "update_example_gradients": gradients,
             "retrain_example_gradients": case.steps * self.part.settings.recipe.batch_size,
             "tuned_value": value,
         }
@@ -188,21 +188,6 @@ class Bench:
 
     def _names(self, name: Name, update: str) -> dict[str, Any]:
         return {"part": self.part.name, "method": name[0], "fraction": name[1], "update": update}
-
-    def _run(self, spec: Update, mask: Any, value: float) -> tuple[Any, Any]:
-        """New parameters, and what they cost in example gradients."""
-        case, c = self.case, self.case.corrections
-        cost = spec.example_gradients(c)
-        if cost is not None:
-            return spec.run(case.model, case.params, mask, c, value), cost
-        params, certificate = second_order(
-            case.model, case.params, mask, c.original, c.corrected, c.data, c.num_examples, value
-        )
-        # Beside the solver's products: a gradient before, the product that the decrease is
-        # predicted by, and the losses before and after, which are a gradient together.
-        products = PRODUCT_GRADIENTS * (certificate.iterations + 1)
-        about = STUDIED_UPDATES["first_order"].example_gradients(c) or 0
-        return params, len(c.data["label"]) * (2 + products) + about
 
     def _evidence_gradients(self, name: str) -> int:
         c, sample = self.case.corrections, len(self.case.material.sample["label"])

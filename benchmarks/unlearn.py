@@ -4,8 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.experiment import compare, count_work
-from benchmarks.output import result_folder, write_jsonl
+import sapsel_jax as sap
+from benchmarks.experiment import TUNING_SEED, compare, count_work
+from benchmarks.output import result_folder, write_jsonl, write_params
 from benchmarks.plots import draw_all
 from benchmarks.progress import progress_bar
 from benchmarks.report import write_report
@@ -33,6 +34,9 @@ class Unlearn(Settings):
             "results", f"unlearn-{self.dataset}-{self.scenario}-{self.model}"
         )
         with result_folder(output) as folder:
+            # tensorflow-datasets changes how modules are imported while it is imported itself,
+            # which the thread that draws the progress would trip over.
+            settings.load(TUNING_SEED)
             with progress_bar(console) as progress:
                 task = progress.add_task("Loading the data", total=count_work(settings))
                 started = False
@@ -47,6 +51,9 @@ class Unlearn(Settings):
             lines = summarise(comparison.rows)
             write_jsonl(folder / "results.jsonl", comparison.rows)
             write_jsonl(folder / "tuning.jsonl", [t._asdict() for t in comparison.trials])
+            before, after = comparison.shipped
+            write_params(folder / "poisoned.npz", before)
+            sap.save_patch(folder / "unlearned.patch", sap.make_patch(before, after))
             pictures = draw_all(folder, lines, comparison.masks, comparison.case)
             write_report(folder, comparison, pictures, command_line())
         title = f"{self.dataset}, {self.scenario}, {comparison.case.model.description}"

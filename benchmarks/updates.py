@@ -1,4 +1,4 @@
-"""How the selected parameters are changed: one closed-form step, or steps over batches."""
+"""How the selected parameters are changed: one step in closed form or Newton's, or many steps."""
 
 import functools
 from collections.abc import Callable
@@ -10,10 +10,13 @@ import optax
 
 import sapsel_jax as sap
 from benchmarks.data import Split
-from benchmarks.models import Model
+from benchmarks.models import Model, cross_entropy
 from benchmarks.training import shuffled_batches
 
 MICROBATCH = 1_000
+SOLVER = sap.conjugate_gradient(tolerance=1e-2, max_iterations=100)
+PRODUCT_GRADIENTS = 2
+"""What a product of curvature with a vector costs, in gradients on the same examples."""
 REMOVAL_WEIGHT = 0.2
 """How much a removed example counts against a retained one, with the opposite sign."""
 
@@ -31,8 +34,6 @@ class Corrections(NamedTuple):
     """Steps by examples: one half about the poisoned examples, one half retained."""
     own_batches: Any
     """As many steps and examples, all about the poisoned examples."""
-    num_update_examples: int
-    """The examples of all `batches`."""
 
 
 class Update(NamedTuple):
@@ -42,10 +43,9 @@ class Update(NamedTuple):
     tuned: str
     trials: tuple[float, ...]
     """The values that are tried, the same for every method."""
-    run: Callable[[Model, Any, Any, Corrections, float], Any]
-    """`run(model, params, mask, corrections, value)` returns new parameters."""
-    example_gradients: Callable[[Corrections], int | None]
-    """What a run costs; None where it ends by its own measure."""
+    run: Callable[[Model, Any, Any, Corrections, float], tuple[Any, Any]]
+    """`run(model, params, mask, corrections, value)` returns new parameters, and what they cost in
+    example gradients."""
 
 
 def as_batch(split: Split, weight: float = 1.0) -> dict[str, np.ndarray]:
@@ -68,9 +68,10 @@ def make_batches(
       seed: of the order.
     """
     parts = [(about, weight)] if retained is None else [(about, weight), (retained, 1.0)]
+    share = batch_size // len(parts)
     halves = []
     for split, w in parts:
-        ids = shuffled_batches(np.arange(len(split.labels)), steps, batch_size // len(parts), seed)
+        ids = shuffled_batches(np.arange(len(split.labels)), steps, share, seed)
         weights = np.full(ids.shape, w, np.float32)
         halves.append({"image": split.images[ids], "label": split.labels[ids], "weight": weights})
     return {name: np.concatenate([part[name] for part in halves], axis=1) for name in halves[0]}
@@ -92,8 +93,43 @@ def _first_order(
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def _second_order(
+    model: Model,
+    params: Any,
+    mask: Any,
+    original: Any,
+    corrected: Any,
+    data: Any,
+    num_examples: int,
+    value: jax.Array,
+) -> tuple[Any, sap.Certificate]:
+    return sap.second_order_update(
+        model.loss,
+        params,
+        original,
+        corrected,
+        data,
+        damping=value,
+        mask=mask,
+        num_examples=num_examples,
+        solver=SOLVER,
+        model_fn=lambda p, example: model.apply(p, example["image"][None])[0],
+        output_loss_fn=cross_entropy,
+    )
+
+
+def _newton_step(
+    model: Model, params: Any, mask: Any, c: Corrections, value: float
+) -> tuple[Any, int]:
+    """The step and its cost in example gradients."""
+    batches = (c.original, c.corrected, c.data)
+    params, certificate = _second_order(model, params, mask, *batches, c.num_examples, value)
+    return params, _newton_cost(c, certificate)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 6), static_argnames=("num_steps", "adapt_damping"))
-def second_order(
+def hessian_steps(
     model: Model,
     params: Any,
     mask: Any,
@@ -106,7 +142,7 @@ def second_order(
     num_steps: int = 1,
     adapt_damping: bool = True,
 ) -> tuple[Any, sap.Certificate]:
-    """Masked Newton steps, their damping adapted from `value` on: raised until a step holds."""
+    """Masked Newton steps on the Hessian; adapted, `value` is raised until a step holds."""
     return sap.second_order_update(
         model.loss,
         params,
@@ -119,6 +155,25 @@ def second_order(
         num_steps=num_steps,
         adapt_damping=adapt_damping,
     )
+
+
+def _hessian_step(
+    model: Model, params: Any, mask: Any, c: Corrections, value: float
+) -> tuple[Any, int]:
+    """The step and its cost in example gradients."""
+    batches = (c.original, c.corrected, c.data)
+    params, certificate = hessian_steps(model, params, mask, *batches, c.num_examples, value)
+    return params, _newton_cost(c, certificate)
+
+
+def _newton_cost(c: Corrections, certificate: sap.Certificate) -> int:
+    """Of one step, in example gradients.
+
+    Beside the solver's products: two more, of its own check and of the predicted decrease; two
+    gradients; and two passes for the losses, which are a gradient together.
+    """
+    products = PRODUCT_GRADIENTS * (int(certificate.iterations) + 2)
+    return _count(c.original) + _count(c.corrected) + (3 + products) * _count(c.data)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -137,40 +192,45 @@ UPDATES = {
         summary="one closed-form step on the poisoned examples and their corrections",
         tuned="step_size",
         trials=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
-        run=lambda model, params, mask, c, value: _first_order(
-            model, params, mask, c.original, c.corrected, c.num_examples, value
+        run=lambda model, params, mask, c, value: (
+            _first_order(model, params, mask, c.original, c.corrected, c.num_examples, value),
+            _count(c.original) + _count(c.corrected),
         ),
-        example_gradients=lambda c: _count(c.original) + _count(c.corrected),
+    ),
+    "second_order": Update(
+        summary="one Gauss-Newton step, its curvature on a random sample of the corrected data",
+        tuned="damping",
+        trials=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0),
+        run=_newton_step,
     ),
     "iterative": Update(
         summary="adam on batches of corrected and retained examples",
         tuned="learning_rate",
         trials=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
-        run=lambda model, params, mask, c, value: _iterative(model, params, mask, c.batches, value),
-        example_gradients=lambda c: c.num_update_examples,
+        run=lambda model, params, mask, c, value: (
+            _iterative(model, params, mask, c.batches, value),
+            c.batches["label"].size,
+        ),
     ),
 }
 
 STUDIED_UPDATES = {
     "first_order": UPDATES["first_order"],
     "second_order": Update(
-        summary="one masked Newton step, on a random sample of the corrected training set",
+        summary="one Newton step on the Hessian, its damping raised until the step holds",
         tuned="damping",
         trials=(0.001, 0.01, 0.03, 0.1, 0.3),
-        run=lambda model, params, mask, c, value: second_order(
-            model, params, mask, c.original, c.corrected, c.data, c.num_examples, value
-        )[0],
-        example_gradients=lambda c: None,
+        run=_hessian_step,
     ),
     "iterative": UPDATES["iterative"],
     "corrected_only": Update(
         summary="adam on batches of corrected examples, with no retained ones",
         tuned="learning_rate",
         trials=UPDATES["iterative"].trials,
-        run=lambda model, params, mask, c, value: _iterative(
-            model, params, mask, c.own_batches, value
+        run=lambda model, params, mask, c, value: (
+            _iterative(model, params, mask, c.own_batches, value),
+            c.own_batches["label"].size,
         ),
-        example_gradients=lambda c: c.num_update_examples,
     ),
 }
 """What the study of selections compares; the main job runs `UPDATES`."""

@@ -81,11 +81,19 @@ def first_order_update(
         microbatch=microbatch,
         args=args,
     )
+    return first_order_step(params, change, step_size, mask)[0]
+
+
+def first_order_step(
+    params: Params, change: Params, step_size: Any, mask: Mask | None
+) -> tuple[Params, jax.Array]:
+    """The step along a change of gradient, if every selected entry stays finite; whether it did."""
     params = jax.tree.map(jnp.asarray, params)
     optimizer = optax.sgd(step_size) if mask is None else selective(optax.sgd(step_size), mask)
     updates, _ = optimizer.update(change, optimizer.init(params), params)
     moved = optax.apply_updates(params, updates)
-    return keep_unselected(params, moved, mask, is_finite(moved, mask))
+    finite = is_finite(moved, mask)
+    return keep_unselected(params, moved, mask, finite), finite
 
 
 def check_update(params: Params, mask: Mask | None) -> None:

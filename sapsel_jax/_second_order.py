@@ -179,14 +179,14 @@ def second_order_update(
         slope = optax.tree.sub(gradient(state.params), residual)
         system = system_at(state.params, slope, state.damping)
         solution = solver(system)
-        step = solution.x
+        step = on_mask(solution.x, whole)
         curved = jnp.asarray(optax.tree.vdot(step, system.curvature(step)))
-        predicted = jnp.asarray(optax.tree.vdot(slope, on_mask(step, whole))) + curved / 2
+        predicted = jnp.asarray(optax.tree.vdot(slope, step)) + curved / 2
         moved = keep_unselected(
             state.params, optax.tree.add(state.params, step), whole, jnp.bool_(True)
         )
         rise, level = loss_change(loss_fn, state.params, moved, data, microbatch, args)
-        actual = rise - optax.tree.vdot(residual, on_mask(step, whole))
+        actual = rise - optax.tree.vdot(residual, step)
         slack = 4 * jnp.finfo(level.dtype).eps * jnp.abs(level)
         rounded = jax.tree.map(lambda p, m: m.astype(p.dtype), params, moved)
         finite = is_finite(rounded, whole) & jnp.isfinite(actual)

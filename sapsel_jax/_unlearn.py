@@ -12,7 +12,13 @@ import optax
 from sapsel_jax._certificates import Certificate, Reason
 from sapsel_jax._checks import batch_size, check_count, check_fraction, check_number
 from sapsel_jax._exact import exact_diagonal
-from sapsel_jax._first_order import first_order_update, is_finite, keep_unselected, on_mask
+from sapsel_jax._first_order import (
+    check_update,
+    first_order_step,
+    is_finite,
+    keep_unselected,
+    on_mask,
+)
 from sapsel_jax._gradients import (
     check_corrections,
     gradient_change,
@@ -143,7 +149,8 @@ def unlearn(
     """
     check_fraction("fraction", fraction)
     check_corrections(params, original, corrected, num_examples, microbatch)
-    num_examples = num_examples or batch_size("data", data)
+    num_data = batch_size("data", data)
+    num_examples = num_examples or num_data
     if curvature is None:
         curvature = exact_diagonal(loss_fn, microbatch=microbatch)
     if update is None:
@@ -217,13 +224,18 @@ def with_first_order(*, step_size: Any) -> Update:
         microbatch: int | None = None,
         args: tuple[Any, ...] = (),
     ) -> tuple[Params, Certificate]:
-        num_examples = num_examples or batch_size("data", data)
-        options: Any = {"num_examples": num_examples, "microbatch": microbatch, "args": args}
-        moved = first_order_update(
-            loss_fn, params, original, corrected, step_size=step_size, mask=mask, **options
+        check_update(params, mask)
+        change = gradient_change(
+            loss_fn,
+            params,
+            original,
+            corrected,
+            num_examples=num_examples or batch_size("data", data),
+            microbatch=microbatch,
+            args=args,
         )
-        change = gradient_change(loss_fn, params, original, corrected, **options)
-        return _certified(loss_fn, params, moved, data, change, mask, 1, microbatch, args)
+        moved, finite = first_order_step(params, change, step_size, mask)
+        return _certified(loss_fn, params, moved, data, change, finite, mask, 1, microbatch, args)
 
     return update
 
@@ -244,8 +256,8 @@ def with_iteration(
 
     Returns:
       A function for `unlearn`. Its certificate is about the mean loss on `data`, predicts to first
-      order, and holds no residual. Steps that together raise that loss are not taken. For the loss
-      curve use `iterative_update`.
+      order, and holds no residual. Steps that together raise that loss are not taken; single ones
+      that are not finite are passed over, as in `iterative_update`, which also has the loss curve.
 
     Raises:
       TypeError: if a count is no Python integer.
@@ -300,7 +312,10 @@ def with_iteration(
             retained=_draw(data, second, num_steps, batch_size // 2),
             args=args,
         )
-        return _certified(loss_fn, params, moved, data, None, mask, num_steps, microbatch, args)
+        finite = jnp.bool_(True)
+        return _certified(
+            loss_fn, params, moved, data, None, finite, mask, num_steps, microbatch, args
+        )
 
     return update
 
@@ -340,6 +355,7 @@ def _certified(
     moved: Params,
     data: Batch,
     change: Params | None,
+    finite: jax.Array,
     mask: Mask | None,
     iterations: int,
     microbatch: int | None,
@@ -348,6 +364,7 @@ def _certified(
     """The moved parameters if they hold, the old ones if not, and what is known of them.
 
     `change` is the slope of the loss that was to fall; None stands for the mean loss on `data`.
+    `finite` says whether the step to `moved` was taken.
     """
     params = jax.tree.map(jnp.asarray, params)
     step = optax.tree.sub(widen(moved), widen(params))
@@ -358,7 +375,7 @@ def _certified(
     rise, level = loss_change(loss_fn, params, moved, data, microbatch, args)
     actual = rise - optax.tree.vdot(optax.tree.sub(slope, change), step)
     predicted = optax.tree.vdot(change, step)
-    finite = is_finite(moved, mask) & is_finite(change, mask) & jnp.isfinite(actual)
+    finite &= is_finite(change, mask) & jnp.isfinite(actual)
     slack = 4 * jnp.finfo(level.dtype).eps * level
     reason = jnp.where(actual <= slack, Reason.CONVERGED, Reason.NO_DECREASE)
     reason = jnp.where(finite, reason, Reason.NOT_FINITE).astype(jnp.int32)

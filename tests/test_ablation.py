@@ -250,7 +250,7 @@ def test_every_scenario_takes_every_update(scenario):
     mask = jax.tree.map(lambda p: np.random.default_rng(0).random(p.shape) < 0.2, case.params)
     held = jax.tree.map(lambda m: ~m, mask)
     for update in STUDIED_UPDATES.values():
-        params = update.run(case.model, case.params, mask, case.corrections, update.trials[2])
+        params, _ = update.run(case.model, case.params, mask, case.corrections, update.trials[2])
         moved = jax.tree.map(lambda a, b: np.asarray(a) != np.asarray(b), case.params, params)
         assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
         assert sum(counts(moved)) > 100

@@ -90,6 +90,20 @@ def test_a_patch_of_an_update_is_as_small_as_its_entries(tmp_path):
     assert (tmp_path / "few.patch").stat().st_size < 2_000
 
 
+@pytest.mark.slow
+def test_one_per_cent_of_100_million_entries_takes_under_14_megabytes(tmp_path):
+    rng = np.random.default_rng(0)
+    before = rng.standard_normal(100_000_000, np.float32)
+    after = before.copy()
+    after[rng.choice(100_000_000, 1_000_000, replace=False)] += np.float32(1.5)
+    sap.save_patch(tmp_path / "a.patch", sap.make_patch(before, after))
+    assert (tmp_path / "a.patch").stat().st_size < 14_000_000
+    patch = sap.load_patch(tmp_path / "a.patch")
+    assert patch.num_changed == 1_000_000
+    applied = sap.apply_patch(before, patch)
+    np.testing.assert_array_equal(applied.view(np.uint32), after.view(np.uint32))
+
+
 def test_arrays_in_another_order_of_memory(tmp_path):
     before = np.asfortranarray(np.arange(12.0).reshape(3, 4))
     after = before.copy(order="F")

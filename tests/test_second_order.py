@@ -289,6 +289,7 @@ def test_damping_is_in_units_of_the_mean_loss():
     np.testing.assert_allclose(once, tenfold, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damping", "solver", "reason"),
     [
