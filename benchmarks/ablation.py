@@ -13,7 +13,7 @@ from benchmarks.data import is_prepared
 from benchmarks.defaults import DEFAULTS_KEY, count_defaults, measure_defaults
 from benchmarks.errors import check_at_least, check_choice, check_share
 from benchmarks.experiment import TUNING_SEED
-from benchmarks.findings import find, fractions_of
+from benchmarks.findings import find
 from benchmarks.page import write_page
 from benchmarks.parts import FRACTIONS, study_parts
 from benchmarks.progress import progress_bar
@@ -46,8 +46,8 @@ class Ablation:
     """How many seeds are reported; None is 10 for the digits and 5 for MNIST. One more tunes."""
     fractions: tuple[float, ...] = FRACTIONS
     """Shares of the parameters that masks select."""
-    mnist_fractions: tuple[float, ...] = (0.01, 0.05)
-    """The same for MNIST, whose cells take longer."""
+    few_fractions: tuple[float, ...] = (0.01, 0.05)
+    """The same for MNIST and the CNN, whose cells take longer."""
     mnist_examples: int | None = 20_000
     """Training examples of MNIST, drawn at random; None uses all."""
     curvature_examples: int = 2_000
@@ -63,6 +63,10 @@ class Ablation:
         options = dataclasses.replace(self, **QUICK) if self.quick else self
         options.check()
         parts = options.chosen()
+        # What is not prepared is told now; and tensorflow-datasets is imported before the thread
+        # that draws the progress runs, which its import would trip.
+        for part in parts:
+            part.settings.load(TUNING_SEED)
         console = wide_console()
         folder = open_folder(options.output or Path("results", "ablation"), options.settings())
         trials = Record(folder / "tuning.jsonl", TRIAL_KEY)
@@ -79,10 +83,6 @@ class Ablation:
             ),
             *((count_defaults(p), functools.partial(measure_defaults, p, variants)) for p in tried),
         ]
-        # What is not prepared is told now; and tensorflow-datasets is imported before the thread
-        # that draws the progress runs, which its import would trip.
-        for part in parts:
-            part.settings.load(TUNING_SEED)
         with progress_bar(console) as progress:
             task = progress.add_task("Loading", total=sum(count for count, _ in works))
 
@@ -108,7 +108,7 @@ class Ablation:
         titles = {name: part.title for name, part in parts.items()}
         pictures = []
         if found:
-            share = min(fractions_of(found[0]), key=lambda x: abs(x - FRACTION))
+            share = min(found[0].fractions, key=lambda x: abs(x - FRACTION))
             draw_gains(folder / "gains.png", found, titles, share)
             pictures.append("gains.png")
         for f in found:
@@ -119,7 +119,7 @@ class Ablation:
             draw_stability(folder / "stability.png", mean, KINDS, FRACTION)
             pictures.append("stability.png")
         study = Study(
-            {f.part: parts[f.part] for f in found},
+            parts,
             found,
             trials.rows,
             cells.rows,
@@ -130,7 +130,7 @@ class Ablation:
 
     def check(self) -> None:
         """Raises UsageError unless every option is in its range."""
-        for fraction in (*self.fractions, *self.mnist_fractions):
+        for fraction in (*self.fractions, *self.few_fractions):
             check_share("fractions", fraction)
         if self.seeds is not None:
             check_at_least("seeds", self.seeds, 1)
@@ -150,7 +150,7 @@ class Ablation:
         return study_parts(
             seeds=self.seeds,
             fractions=self.fractions,
-            mnist_fractions=self.mnist_fractions,
+            few_fractions=self.few_fractions,
             mnist_examples=self.mnist_examples,
             curvature_examples=self.curvature_examples,
             data_dir=self.data_dir,

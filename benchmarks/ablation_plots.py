@@ -9,12 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from benchmarks.drawing import FAINT, INK, MUTED, figure
-from benchmarks.findings import Comparison, Findings, fractions_of
+from benchmarks.findings import Comparison, Findings
 from benchmarks.plots import COLOURS
 from benchmarks.selections import LIKE, RANKED
 from benchmarks.statistics import Interval
 from benchmarks.tables import SHORT_TITLES, TITLES, plain_name
-from benchmarks.updates import STUDIED_UPDATES
 
 SHARPEST_CONTROL = f"{LIKE}sharpest"
 # Colour, marker and line, so that a curve is known without its colour.
@@ -37,7 +36,6 @@ LOWEST = -0.25
 
 def draw_recovery(path: Path, title: str, findings: Findings) -> None:
     """Recovery against the share of the parameters that changes, a panel per update."""
-    fractions = fractions_of(findings)
     seeds = f"{findings.num_seeds} seeds" if findings.num_seeds > 1 else "One seed"
     bars = ". Bars: 95 % t intervals" if findings.num_seeds > 1 else ""
     with figure(
@@ -47,8 +45,10 @@ def draw_recovery(path: Path, title: str, findings: Findings) -> None:
         f"0 %: the poisoned model; 100 %: retrained from scratch. {seeds}{bars}.",
     ) as canvas:
         axes = canvas.subplots(2, 2, sharex=True, sharey=True)
-        for ax, update in zip(axes.flat, STUDIED_UPDATES, strict=True):
-            _draw_recovery_panel(ax, findings, update, fractions)
+        for ax in axes.flat[len(findings.updates) :]:
+            ax.set_visible(False)
+        for ax, update in zip(axes.flat, findings.updates, strict=False):
+            _draw_recovery_panel(ax, findings, update, findings.fractions)
         for ax in axes[-1]:
             ax.set_xlabel("share of the parameters that the mask selects")
         handles = [
@@ -113,7 +113,7 @@ def draw_gains(
     path: Path, parts: Sequence[Findings], titles: dict[str, str], fraction: float
 ) -> None:
     """What each ranking gains over its control, by part and update, as a map of numbers."""
-    columns = [(f.part, update) for f in parts for update in STUDIED_UPDATES]
+    columns = [(f.part, update) for f in parts for update in f.updates]
     found = {
         (c.method, c.part, c.update): c
         for f in parts
@@ -132,25 +132,26 @@ def draw_gains(
                 comparison = found.get((method, part, update))
                 if comparison is not None:
                     _draw_gain(ax, x, y, comparison)
-        num = len(STUDIED_UPDATES)
         ax.set_xlim(-0.5, len(columns) - 0.5)
         ax.set_ylim(len(RANKED) - 0.5, -0.5)
         ax.set_yticks(range(len(RANKED)), [plain_name(method) for method in RANKED])
         words = [SHORT_TITLES[update] for _, update in columns]
         ax.set_xticks(range(len(columns)), words, rotation=90, fontsize=9)
         ax.tick_params(length=0, labelcolor=INK)
-        for i, f in enumerate(parts):
+        left = -0.5
+        for f in parts:
+            if left > 0:
+                ax.axvline(left, color=INK, linewidth=1.0)
             ax.text(
-                i * num + num / 2 - 0.5,
+                left + len(f.updates) / 2,
                 -0.62,
-                titles[f.part].replace(", ", "\n", 1),
+                titles[f.part].replace(", ", "\n"),
                 ha="center",
                 va="bottom",
                 fontsize=9,
                 linespacing=1.3,
             )
-            if i:
-                ax.axvline(i * num - 0.5, color=INK, linewidth=1.0)
+            left += len(f.updates)
         for spine in ax.spines.values():
             spine.set_visible(False)
 

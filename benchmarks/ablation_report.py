@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.ablation_sections import defaults_section, stability_section
 from benchmarks.experiment import TUNING_SEED
-from benchmarks.findings import Comparison, Findings, fractions_of
+from benchmarks.findings import Comparison, Findings
 from benchmarks.selections import LIKE, PER_LEAF, RANKED, summary
 from benchmarks.stability import FRACTION
 from benchmarks.statistics import Interval
@@ -15,7 +15,6 @@ from benchmarks.study import Part
 from benchmarks.summary import ACCURACIES
 from benchmarks.tables import (
     SHORT_TITLES,
-    TITLES,
     markdown_table,
     percent,
     plain_name,
@@ -145,8 +144,8 @@ def _whole(study: Study) -> str:
     """The paper's other claim: at least as good as the last layer and as everything."""
     rows = []
     for f in study.findings:
-        fraction = min(fractions_of(f), key=lambda x: abs(x - FRACTION))
-        for update in STUDIED_UPDATES:
+        fraction = min(f.fractions, key=lambda x: abs(x - FRACTION))
+        for update in f.updates:
             own = {
                 (c.method, c.other): c
                 for c in f.whole
@@ -204,20 +203,20 @@ def _controlled_table(found: Findings) -> str:
             *(
                 f"{percent(found.recoveries[method, fraction, update])} "
                 f"({_difference(own[method, fraction, update])})"
-                for update in STUDIED_UPDATES
+                for update in found.updates
             ),
         ]
         for method in RANKED
-        for fraction in fractions_of(found)
+        for fraction in found.fractions
     ]
     columns = ["recovery % (points above the control)"]
-    columns += [TITLES[update].lower() for update in STUDIED_UPDATES]
+    columns += [SHORT_TITLES[update] for update in found.updates]
     return markdown_table(columns, rows)
 
 
 def _figures_table(found: Findings) -> str:
     """The figures themselves, for the sharpest entries and what they are measured against."""
-    fraction = min(fractions_of(found), key=lambda x: abs(x - FRACTION))
+    fraction = min(found.fractions, key=lambda x: abs(x - FRACTION))
     names = [("sharpest", fraction), (f"{LIKE}sharpest", fraction), ("random", fraction)]
     names += [("last_layer", None), ("full", None)]
     shares = [name for name in ACCURACIES.values() if name in found.poisoned]
@@ -227,7 +226,7 @@ def _figures_table(found: Findings) -> str:
             *(percent(found.figures[method, share, update][name]) for name in shares),
             short_number(found.figures[method, share, update]["changed_entries"].mean),
         ]
-        for update in STUDIED_UPDATES
+        for update in found.updates
         for method, share in names
     ]
     columns = [f"figures at {100 * fraction:g} %"]
@@ -236,6 +235,7 @@ def _figures_table(found: Findings) -> str:
 
 
 def _how(study: Study, command: str) -> str:
+    parts = [study.parts[f.part] for f in study.findings]
     first = next(iter(study.parts.values())).settings
     trials = "; ".join(
         f"{name}: {update.tuned} in {', '.join(f'{v:g}' for v in update.trials)}"
@@ -247,7 +247,7 @@ def _how(study: Study, command: str) -> str:
     sizes = "; ".join(
         f"{part.title}: {part.settings.train_examples or 'all'} training examples, fractions "
         f"{', '.join(f'{100 * f:g} %' for f in part.fractions)}, {part.settings.seeds} seeds"
-        for part in study.parts.values()
+        for part in parts
     )
     return "\n".join(
         [

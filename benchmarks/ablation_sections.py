@@ -66,8 +66,8 @@ def defaults_section(defaults: Sequence[dict[str, Any]], parts_by_name: dict[str
                 percent(interval(v)) + _unconverged(groups[part, variant]) if v else NONE
                 for part, v in zip(parts, values, strict=True)
             ]
-            overall = [sum(v) / len(v) for v in values if v]
-            mean = f"{100 * sum(overall) / len(overall):.1f}" if overall else NONE
+            overall = sum(sum(v) / len(v) for v in values if v) / len(values)
+            mean = f"{100 * overall:.1f}" if all(values) else NONE
             rows.append([_words(variant, title), *cells, mean])
         columns = [title, *(parts_by_name[part].title for part in parts), "mean"]
         blocks += [f"### By {title}", markdown_table(columns, rows)]

@@ -55,6 +55,17 @@ class Findings(NamedTuple):
     whole: list[Comparison]
     """Every ranking with the last layer and with all parameters."""
 
+    @property
+    def updates(self) -> list[str]:
+        """The updates that were run, in the order of `STUDIED_UPDATES`."""
+        run = {update for _, _, update in self.recoveries}
+        return [update for update in STUDIED_UPDATES if update in run]
+
+    @property
+    def fractions(self) -> list[float]:
+        """The shares of the entries that its masks select, rising."""
+        return sorted({share for _, share, _ in self.recoveries if share is not None})
+
 
 def figure(row: Row) -> float:
     """What a cell is judged by, a share."""
@@ -101,11 +112,6 @@ def find(part: str, rows: Iterable[Row]) -> Findings | None:
         controlled=_compare(part, figures, [lambda m, f: (LIKE + m, f)]),
         whole=_compare(part, figures, [lambda _, __, name=name: (name, None) for name in WHOLE]),
     )
-
-
-def fractions_of(findings: Findings) -> list[float]:
-    """The shares of the entries that its masks select, rising."""
-    return sorted({f for _, f, _ in findings.figures if f is not None})
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Interval]:

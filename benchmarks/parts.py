@@ -6,6 +6,8 @@ from benchmarks.settings import Settings
 from benchmarks.study import Part
 
 FRACTIONS = (0.005, 0.01, 0.05, 0.2)
+FIRST_DERIVATIVES = ("first_order", "iterative", "corrected_only")
+"""The updates of the CNN, whose products with the Hessian would take most of the study's time."""
 DIGITS_SEEDS, MNIST_SEEDS = 10, 5
 
 
@@ -13,7 +15,7 @@ def study_parts(
     *,
     seeds: int | None,
     fractions: tuple[float, ...],
-    mnist_fractions: tuple[float, ...],
+    few_fractions: tuple[float, ...],
     mnist_examples: int | None,
     curvature_examples: int,
     data_dir: str | None,
@@ -29,7 +31,7 @@ def study_parts(
     parts = [
         Part("digits-label", "Digits, false labels, MLP", digits, fractions),
         Part("digits-backdoor", "Digits, backdoor, MLP", of(**backdoor), fractions),
-        Part("mnist-label", "MNIST, false labels, MLP", mnist, mnist_fractions),
+        Part("mnist-label", "MNIST, false labels, MLP", mnist, few_fractions),
         Part("digits-label-few", f"Digits, false labels, {few}, MLP", of(known=0.1), fractions),
         Part(
             "digits-backdoor-few",
@@ -37,7 +39,19 @@ def study_parts(
             of(**backdoor, known=0.1),
             fractions,
         ),
-        Part("digits-label-cnn", "Digits, false labels, CNN", of(**cnn), fractions),
-        Part("digits-backdoor-cnn", "Digits, backdoor, CNN", of(**backdoor, **cnn), fractions),
+        Part(
+            "digits-backdoor-cnn",
+            "Digits, backdoor, CNN",
+            of(**backdoor, **cnn),
+            few_fractions,
+            FIRST_DERIVATIVES,
+        ),
+        Part(
+            "digits-label-cnn",
+            "Digits, false labels, CNN",
+            of(**cnn),
+            few_fractions,
+            FIRST_DERIVATIVES,
+        ),
     ]
     return {part.name: part for part in parts}

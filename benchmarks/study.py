@@ -39,6 +39,8 @@ class Part(NamedTuple):
     """Its `seeds` are reported: 1, 2, ...; tuning has one of its own."""
     fractions: tuple[float, ...]
     """The shares of the entries that masks select."""
+    updates: tuple[str, ...] = tuple(STUDIED_UPDATES)
+    """The keys of `STUDIED_UPDATES` to run."""
 
 
 def load_case(part: Part, seed: int) -> Case:
@@ -73,7 +75,7 @@ def measure_part(part: Part, trials: Record, cells: Record, advance: Callable[[s
             advance(f"{part.name}, {stage}: {method.replace('_', ' ')}{share}")
             key = (part.name, *name)
             record, suffix = (trials, ()) if tuning else (cells, (seed,))
-            missing = [u for u in STUDIED_UPDATES if (*key, u, *suffix) not in record]
+            missing = [u for u in part.updates if (*key, u, *suffix) not in record]
             if tuning and missing:
                 record.append(*(bench().tune(name, update) for update in missing))
             elif missing:
