@@ -124,6 +124,7 @@ class Ablation:
             trials.rows,
             cells.rows,
             mean,
+            list(dict.fromkeys(row["part"] for row in overlaps.rows)),
             variants.rows,
         )
         write_page(folder, study_markdown(study, pictures, command_line()))

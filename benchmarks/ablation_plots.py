@@ -72,9 +72,9 @@ def _draw_recovery_panel(
     heights = {name: findings.recoveries[name, None, update].mean for name in ends}
     close = abs(heights["full"] - heights["last_layer"]) < 0.07
     for name, words in ends.items():
-        y, higher = heights[name], heights[name] >= max(heights.values())
+        y, higher = heights[name], name == max(heights, key=lambda n: heights[n])
         ax.axhline(max(y, LOWEST), color=INK, linewidth=1.1, alpha=0.8)
-        text = f"{words} {100 * y:.0f} %"
+        text = f"{words} {round(100 * y)} %"
         place = (1.0, max(y, LOWEST))
         lift = (2 if higher else -2) if close else 2
         anchor = "bottom" if lift > 0 else "top"
@@ -193,6 +193,7 @@ def draw_stability(
             ax.set_title(kind)
             ax.set_xlim(0, 1.12)
             ax.set_xticks([0, 0.5, 1])
+            ax.set_axisbelow(True)
             ax.grid(axis="x", color=FAINT, linewidth=0.7)
             ax.axvline(chance, color=INK, linewidth=1.0, linestyle=(0, (1, 1.5)))
             ax.spines["left"].set_visible(False)

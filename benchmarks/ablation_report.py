@@ -32,6 +32,8 @@ class Study(NamedTuple):
     cells: list[dict[str, Any]]
     overlaps: dict[tuple[str, str], Interval]
     """Of masks, by method and kind of change; empty where it was not measured."""
+    steady: list[str]
+    """The parts that the overlaps are from."""
     defaults: list[dict[str, Any]]
 
 
@@ -171,8 +173,22 @@ def _whole(study: Study) -> str:
             "comparisons with the two. The best ranking is picked by the figures it is shown "
             "with, so it is no claim.",
             markdown_table(columns, rows),
+            "What does better than all parameters at any share, and survives the correction:",
+            "\n".join(_better_than_all(study)) or "Nothing.",
         ]
     )
+
+
+def _better_than_all(study: Study) -> list[str]:
+    """The gains over the full update that are to be claimed, the largest first."""
+    gains = [c for f in study.findings for c in f.whole if c.other == "full" and c.survives]
+    gains = sorted((c for c in gains if c.difference.mean > 0), key=lambda c: -c.difference.mean)
+    return [
+        f"- {study.parts[c.part].title}: {SHORT_TITLES[c.update]}, {plain_name(c.method)} "
+        f"{100 * c.fraction:g} %: {percent(Interval(*c.difference[:2]), signed=True)} points, "
+        f"corrected p {c.corrected:.2g}"
+        for c in gains
+    ]
 
 
 def _difference(comparison: Comparison) -> str:
@@ -246,9 +262,13 @@ def _how(study: Study, command: str) -> str:
     rankings = "; ".join(f"`{name}`: {summary(name)}" for name in RANKED)
     sizes = "; ".join(
         f"{part.title}: {part.settings.train_examples or 'all'} training examples, fractions "
-        f"{', '.join(f'{100 * f:g} %' for f in part.fractions)}, {part.settings.seeds} seeds"
-        for part in parts
+        f"{', '.join(f'{100 * f:g} %' for f in part.fractions)}, {found.num_seeds} seeds"
+        for part, found in zip(parts, study.findings, strict=True)
     )
+    names = [found.part for found in study.findings]
+    missing = [part.title for name, part in study.parts.items() if name not in names]
+    left_out = f" Not measured: {'; '.join(missing)}." if missing else ""
+    steady = "; ".join(study.parts[name].title for name in study.steady) or "none"
     return "\n".join(
         [
             f"- Command: `{command}`",
@@ -256,7 +276,8 @@ def _how(study: Study, command: str) -> str:
             "backdoors, the share of attacks that fail. Recovery: (after − poisoned) / (retrained "
             "− poisoned) of that figure. One figure a cell, so that one test a cell is made: a "
             "paired t test over seeds, Holm's correction over all rankings, fractions and updates "
-            "of a part.",
+            "of a part. Tuned values are taken as given: the tests do not know how another tuning "
+            "seed would have chosen.",
             f"- Rankings: {rankings}. Δ is the change of the mean gradient by the corrections. "
             f"`{LIKE}X`: {summary(LIKE + 'X').replace('`X`', 'X')}. "
             f"Fractions of `{PER_LEAF}` are taken in every leaf.",
@@ -269,7 +290,7 @@ def _how(study: Study, command: str) -> str:
             "training set as it should have been, damping raised where a step does not hold.",
             f"- Iterative updates: adam, {100 * first.budget:g} % of retraining's example "
             "gradients; half of each batch retained examples, or none.",
-            f"- Sizes: {sizes}.",
+            f"- Sizes: {sizes}.{left_out} Masks compared after a change: {steady}.",
             f"- Software: Python {platform.python_version()}, {versions}.",
         ]
     )

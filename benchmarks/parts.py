@@ -27,7 +27,7 @@ def study_parts(
     of = lambda **changes: dataclasses.replace(digits, **changes)
     backdoor, cnn = {"scenario": "backdoor"}, {"model": "cnn"}
     mnist = of(dataset="mnist", seeds=seeds or MNIST_SEEDS, train_examples=mnist_examples)
-    few = "only 10 % of them known"
+    few = "only 10 % known"
     parts = [
         Part("digits-label", "Digits, false labels, MLP", digits, fractions),
         Part("digits-backdoor", "Digits, backdoor, MLP", of(**backdoor), fractions),
