@@ -12,7 +12,7 @@ from benchmarks.data import Dataset, Split
 from benchmarks.methods import METHODS, Material
 from benchmarks.metrics import accuracy, count_changed, count_entries, recovery
 from benchmarks.models import Model
-from benchmarks.scenarios import Poisoned, poison
+from benchmarks.scenarios import Poisoned, notice, poison
 from benchmarks.settings import Settings
 from benchmarks.training import num_steps, train
 from benchmarks.updates import (
@@ -113,6 +113,8 @@ def compare(settings: Settings, advance: Callable[[str], None]) -> Comparison:
 def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> Case:
     """Poisons the data, trains on it and lays out what the methods may use."""
     poisoned = poison(dataset, settings.scenario, settings.poison_share, seed)
+    if settings.known < 1:
+        poisoned = notice(poisoned, settings.known, seed)
     num_train = len(poisoned.train.labels)
     recipe = settings.recipe
     steps = num_steps(recipe, num_train)
@@ -123,13 +125,17 @@ def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> 
         if poisoned.corrected is None
         else (poisoned.corrected, 1.0)
     )
-    batches = make_batches(
-        about,
-        weight,
-        poisoned.train.take(poisoned.retained),
-        steps=max(1, round(settings.budget * steps)),
-        batch_size=recipe.batch_size,
-        seed=seed,
+    retained = poisoned.train.take(poisoned.retained)
+    batches, own_batches = (
+        make_batches(
+            about,
+            weight,
+            mixed_in,
+            steps=max(1, round(settings.budget * steps)),
+            batch_size=recipe.batch_size,
+            seed=seed,
+        )
+        for mixed_in in (retained, None)
     )
     corrections = Corrections(
         original=original,
@@ -137,6 +143,7 @@ def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> 
         data=as_batch(_sample(poisoned.data, settings.curvature_examples, [seed, 5])),
         num_examples=len(poisoned.data.labels),
         batches=batches,
+        own_batches=own_batches,
     )
     material = Material(
         model=model,
@@ -154,6 +161,13 @@ def _sample(split: Split, most: int, seed: list[int]) -> Split:
     count = len(split.labels)
     ids = np.random.default_rng(seed).choice(count, min(most, count), replace=False)
     return split.take(np.sort(ids))
+
+
+def retrain(settings: Settings, case: Case) -> Any:
+    """Trains from scratch on the data as it should have been, for as many steps."""
+    removed = case.poisoned.corrected is None
+    ids = case.poisoned.retained if removed else np.arange(len(case.dataset.train.labels))
+    return train(case.model, settings.recipe, case.dataset.train, ids, case.steps, case.seed)
 
 
 def tuning_objective(validation: float, forget: float, removal: bool) -> float:
@@ -193,22 +207,12 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:
     """The rows of one seed, its masks, and its parameters after `SHIPPED`."""
     advance(f"Seed {case.seed}: retraining from scratch")
-    ids = case.poisoned.retained if case.poisoned.corrected is None else None
-    retrained, retrain_seconds = timed(
-        lambda: train(
-            case.model,
-            settings.recipe,
-            case.dataset.train,
-            np.arange(len(case.dataset.train.labels)) if ids is None else ids,
-            case.steps,
-            case.seed,
-        )
-    )
-    references = {"poisoned": _evaluate(case, case.params), "retrained": _evaluate(case, retrained)}
+    retrained, retrain_seconds = timed(lambda: retrain(settings, case))
+    references = {"poisoned": evaluate(case, case.params), "retrained": evaluate(case, retrained)}
     retrain_gradients = case.steps * settings.recipe.batch_size
 
     def row(method: str, update: str, params: Any, **fields: Any) -> dict[str, Any]:
-        figures = references.get(method) or _evaluate(case, params)
+        figures = references.get(method) or evaluate(case, params)
         return {
             "dataset": case.dataset.name,
             "variant": case.dataset.variant,
@@ -218,7 +222,7 @@ def _measure(
             "update": update,
             "seed": case.seed,
             **figures,
-            **_towards_retraining(case, figures, **references),
+            **towards_retraining(case, figures, **references),
             "changed_entries": count_changed(case.params, params),
             "total_entries": count_entries(params),
             "selection_seconds": 0.0,
@@ -273,7 +277,8 @@ def _measure(
     return rows, masks, shipped
 
 
-def _evaluate(case: Case, params: Any) -> dict[str, Any]:
+def evaluate(case: Case, params: Any) -> dict[str, Any]:
+    """The figures that are compared with the retrained model's."""
     attack = case.poisoned.attack
     return {
         "test_accuracy": accuracy(case.model, params, case.dataset.test),
@@ -282,7 +287,7 @@ def _evaluate(case: Case, params: Any) -> dict[str, Any]:
     }
 
 
-def _towards_retraining(
+def towards_retraining(
     case: Case, figures: dict[str, Any], poisoned: dict[str, Any], retrained: dict[str, Any]
 ) -> dict[str, Any]:
     """For each figure what is recovered, and what is left to the retrained model."""

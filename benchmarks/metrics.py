@@ -1,12 +1,10 @@
-"""What is measured: accuracy, recovery, intervals over seeds, changed entries."""
+"""What is measured: accuracy, recovery, changed entries."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from scipy.special import stdtrit
 
 from benchmarks.data import Split
 from benchmarks.models import Model
@@ -14,13 +12,6 @@ from benchmarks.training import predict
 
 SMALL_GAP = 0.01
 """Accuracies closer than this, or than two standard errors, leave nothing to recover."""
-
-
-class Interval(NamedTuple):
-    """A mean over seeds and the half width of its 95 % t interval, None for a single seed."""
-
-    mean: float
-    half_width: float | None
 
 
 def accuracy(model: Model, params: Any, split: Split) -> float:
@@ -46,15 +37,6 @@ def recovery(after: float, poisoned: float, retrained: float, num_examples: int)
     if abs(gap) < max(SMALL_GAP, 2 * math.sqrt(variance)):
         return None
     return (after - poisoned) / gap
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """The mean of one value per seed, with its 95 % t interval."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean, None)
-    standard_error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Interval(mean, float(stdtrit(len(values) - 1, 0.975)) * standard_error)
 
 
 def count_entries(tree: Any) -> int:

@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.metrics import Interval
+from benchmarks.statistics import Interval
 from benchmarks.summary import Line
 
 TITLES = {
@@ -14,6 +14,13 @@ TITLES = {
     "first_order": "First-order update",
     "second_order": "Second-order update",
     "iterative": "Iterative update",
+    "corrected_only": "Iterative update, no retained data",
+}
+SHORT_TITLES = {
+    "first_order": "first order",
+    "second_order": "second order",
+    "iterative": "iterative",
+    "corrected_only": "no retained data",
 }
 MIN_WIDTH = 170
 """Columns of a table where the output is no terminal."""

@@ -4,13 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 import sapsel_jax as sap
 from benchmarks.experiment import TUNING_SEED, compare, count_work
 from benchmarks.output import result_folder, write_jsonl, write_params
 from benchmarks.plots import draw_all
+from benchmarks.progress import progress_bar
 from benchmarks.report import write_report
 from benchmarks.settings import Settings, command_line
 from benchmarks.summary import summarise
@@ -39,7 +37,7 @@ class Unlearn(Settings):
             # tensorflow-datasets changes how modules are imported while it is imported itself,
             # which the thread that draws the progress would trip over.
             settings.load(TUNING_SEED)
-            with _progress(console) as progress:
+            with progress_bar(console) as progress:
                 task = progress.add_task("Loading the data", total=count_work(settings))
                 started = False
 
@@ -73,14 +71,3 @@ class Unlearn(Settings):
             epochs=settings.epochs or max(1, settings.recipe.epochs // 4),
             curvature_examples=min(settings.curvature_examples, 500),
         )
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )

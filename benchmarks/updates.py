@@ -32,6 +32,8 @@ class Corrections(NamedTuple):
     """The size of the training set as it should have been."""
     batches: Any
     """Steps by examples: one half about the poisoned examples, one half retained."""
+    own_batches: Any
+    """As many steps and examples, all about the poisoned examples."""
 
 
 class Update(NamedTuple):
@@ -53,22 +55,23 @@ def as_batch(split: Split, weight: float = 1.0) -> dict[str, np.ndarray]:
 
 
 def make_batches(
-    about: Split, weight: float, retained: Split, *, steps: int, batch_size: int, seed: int
+    about: Split, weight: float, retained: Split | None, *, steps: int, batch_size: int, seed: int
 ) -> dict[str, np.ndarray]:
     """Batches of which one half is about the poisoned examples and one half is retained.
 
     Args:
       about: corrected examples; where records are removed, the records.
       weight: of each of them in the loss; below 0 the update climbs their loss.
-      retained: examples that were in order.
+      retained: examples that were in order; None leaves both halves to the poisoned ones.
       steps: the number of batches.
       batch_size: the number of examples of each, an even number.
       seed: of the order.
     """
-    half = batch_size // 2
+    parts = [(about, weight)] if retained is None else [(about, weight), (retained, 1.0)]
+    share = batch_size // len(parts)
     halves = []
-    for split, w in ((about, weight), (retained, 1.0)):
-        ids = shuffled_batches(np.arange(len(split.labels)), steps, half, seed)
+    for split, w in parts:
+        ids = shuffled_batches(np.arange(len(split.labels)), steps, share, seed)
         weights = np.full(ids.shape, w, np.float32)
         halves.append({"image": split.images[ids], "label": split.labels[ids], "weight": weights})
     return {name: np.concatenate([part[name] for part in halves], axis=1) for name in halves[0]}
@@ -119,15 +122,58 @@ def _second_order(
 def _newton_step(
     model: Model, params: Any, mask: Any, c: Corrections, value: float
 ) -> tuple[Any, int]:
-    """The step and its cost in example gradients.
+    """The step and its cost in example gradients."""
+    batches = (c.original, c.corrected, c.data)
+    params, certificate = _second_order(model, params, mask, *batches, c.num_examples, value)
+    return params, _newton_cost(c, certificate)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6), static_argnames=("num_steps", "adapt_damping"))
+def hessian_steps(
+    model: Model,
+    params: Any,
+    mask: Any,
+    original: Any,
+    corrected: Any,
+    data: Any,
+    num_examples: int,
+    value: Any,
+    *,
+    num_steps: int = 1,
+    adapt_damping: bool = True,
+) -> tuple[Any, sap.Certificate]:
+    """Masked Newton steps on the Hessian; adapted, `value` is raised until a step holds."""
+    return sap.second_order_update(
+        model.loss,
+        params,
+        original,
+        corrected,
+        data,
+        damping=value,
+        mask=mask,
+        num_examples=num_examples,
+        num_steps=num_steps,
+        adapt_damping=adapt_damping,
+    )
+
+
+def _hessian_step(
+    model: Model, params: Any, mask: Any, c: Corrections, value: float
+) -> tuple[Any, int]:
+    """The step and its cost in example gradients."""
+    batches = (c.original, c.corrected, c.data)
+    params, certificate = hessian_steps(model, params, mask, *batches, c.num_examples, value)
+    return params, _newton_cost(c, certificate)
+
+
+def _newton_cost(c: Corrections, certificate: sap.Certificate) -> int:
+    """Of one step, in example gradients.
 
     Beside the solver's products: two more, of its own check and of the predicted decrease; two
     gradients; and two passes for the losses, which are a gradient together.
     """
-    batches = (c.original, c.corrected, c.data)
-    params, certificate = _second_order(model, params, mask, *batches, c.num_examples, value)
     products = PRODUCT_GRADIENTS * (int(certificate.iterations) + 2)
-    return params, _count(c.original) + _count(c.corrected) + (3 + products) * _count(c.data)
+    return _count(c.original) + _count(c.corrected) + (3 + products) * _count(c.data)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -167,3 +213,24 @@ UPDATES = {
         ),
     ),
 }
+
+STUDIED_UPDATES = {
+    "first_order": UPDATES["first_order"],
+    "second_order": Update(
+        summary="one Newton step on the Hessian, its damping raised until the step holds",
+        tuned="damping",
+        trials=(0.001, 0.01, 0.03, 0.1, 0.3),
+        run=_hessian_step,
+    ),
+    "iterative": UPDATES["iterative"],
+    "corrected_only": Update(
+        summary="adam on batches of corrected examples, with no retained ones",
+        tuned="learning_rate",
+        trials=UPDATES["iterative"].trials,
+        run=lambda model, params, mask, c, value: (
+            _iterative(model, params, mask, c.own_batches, value),
+            c.own_batches["label"].size,
+        ),
+    ),
+}
+"""What the study of selections compares; the main job runs `UPDATES`."""

@@ -36,9 +36,18 @@ Update: TypeAlias = Callable[..., tuple[Params, Certificate]]
 """`update(loss_fn, params, original, corrected, data, *, mask, num_examples, microbatch, args)`."""
 
 DAMPING = 0.1
-"""Where the default update starts: see `unlearn`."""
+"""Where the default update starts: see `unlearn`.
+
+Measured by `python -m benchmarks ablation`: adapted dampings from 0.003 to 0.3 end within 3 points
+of accuracy of each other; on false labels, those up to 0.1 meet negative curvature without it.
+"""
 
 NUM_STEPS = 3
+"""How many steps the default update takes.
+
+Measured likewise: one step falls short of three by 2 to 7 points. Ten take back 11 points more of a
+backdoor where `data` is the whole training set, and lose 2 where it is a tenth of it.
+"""
 
 
 class Unlearned(NamedTuple):

@@ -1,9 +1,7 @@
-import math
-
 import numpy as np
 import pytest
 
-from benchmarks.metrics import count_changed, count_entries, interval, recovery
+from benchmarks.metrics import count_changed, count_entries, recovery
 from benchmarks.summary import paired_difference, summarise
 
 
@@ -19,13 +17,6 @@ def test_no_recovery_where_there_is_nothing_to_recover():
     # Two standard errors of 0.8 against 0.85 on 400 examples: 2 sqrt((.16 + .1275) / 400) = .0536
     assert recovery(0.8, 0.8, 0.85, 400) is None
     assert recovery(0.8, 0.8, 0.85, 500) == 0  # .0480
-
-
-def test_interval_is_students():
-    mean, half_width = interval([1.0, 2.0, 3.0])
-    assert mean == 2
-    assert half_width == pytest.approx(4.302653 / math.sqrt(3))  # t of 2 degrees, deviation 1
-    assert interval([0.25]) == (0.25, None)
 
 
 def test_entries_are_compared_by_their_bits():
