@@ -1,5 +1,6 @@
 """Machine unlearning by sharpness-aware parameter selection."""
 
+from sapsel_jax import audit
 from sapsel_jax._basis import basis_diagonal, probe_diagonal
 from sapsel_jax._certificates import Certificate, Reason
 from sapsel_jax._exact import exact_diagonal
@@ -77,6 +78,7 @@ __all__ = [
     "System",
     "Unlearned",
     "apply_patch",
+    "audit",
     "basis_diagonal",
     "conjugate_gradient",
     "count_nonfinite",

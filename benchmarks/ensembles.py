@@ -1,0 +1,145 @@
+"""Many models in place of one: what U-LiRA and KLOM compare.
+
+Poisoned models, the same unlearned by a method, and models retrained on the data as it should have
+been; all of one seed's data, each from its own start and in its own order.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sapsel_jax as sap
+from benchmarks.data import Split
+from benchmarks.experiment import Case, tuning_objective
+from benchmarks.methods import METHODS
+from benchmarks.metrics import accuracy
+from benchmarks.models import Model
+from benchmarks.training import Recipe, shuffled_batches
+from benchmarks.updates import UPDATES, Update, as_batch
+
+AT_ONCE = {"mlp": 8, "cnn": 1}
+"""How many models train side by side: what the CPU does best (see `sap.audit.train_ensemble`)."""
+
+
+class Evidence(NamedTuple):
+    """What an ensemble of unlearned models gives away, against one of retrained models.
+
+    Attributes:
+      klom_median: of KLOM over the examples, in nats.
+      klom_95: its 95th percentile: the examples that were forgotten worst.
+      lira_accuracy: of U-LiRA over all examples; 1/2 is chance.
+      lira_95: the 95th percentile of its accuracies for single examples.
+    """
+
+    klom_median: float
+    klom_95: float
+    lira_accuracy: float
+    lira_95: float
+
+
+def train_models(
+    model: Model, recipe: Recipe, storage: Split, ids: np.ndarray, steps: int, seeds: range
+) -> Any:
+    """Trains one model for each seed, as `benchmarks.training.train` does, in one program.
+
+    Args:
+      model: the network.
+      recipe: how it is trained.
+      storage: examples.
+      ids: which of them to train on.
+      steps: of each model.
+      seeds: of the start and the order of each model.
+
+    Returns:
+      Parameters with a leading axis over models.
+    """
+    order = np.stack([shuffled_batches(ids, steps, recipe.batch_size, seed) for seed in seeds])
+    start = stack([model.init(seed) for seed in seeds])
+    return _train(model, recipe.learning_rate, start, as_batch(storage), order)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _train(model: Model, learning_rate: float, start: Any, data: Any, order: Any) -> Any:
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, order.shape[1]))
+    at_once = AT_ONCE[model.name]
+    return sap.audit.train_ensemble(
+        model.loss, start, data, order, optimizer=optimizer, at_once=at_once
+    )[0]
+
+
+def stack(models: list[Any]) -> Any:
+    """Many pytrees as one with a leading axis over models."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+
+
+def unstack(models: Any) -> list[Any]:
+    """The pytree of each model."""
+    count = jax.tree.leaves(models)[0].shape[0]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], models) for i in range(count)]
+
+
+def margins(model: Model, models: Any, split: Split) -> np.ndarray:
+    """The margin of every example's label under every model, shape (models, examples)."""
+    rows = [_margin(model, params, *split) for params in unstack(models)]
+    return np.stack(rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _margin(model: Model, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    return sap.audit.margin(model.apply(params, images), labels)
+
+
+def tune(case: Case, method: str, update: str) -> float:
+    """The value of the update's tuned number that serves this case best: never a reported one."""
+    mask, spec = METHODS[method].select(case.material), UPDATES[update]
+
+    def objective(value: float) -> float:
+        params = spec.run(case.model, case.params, mask, case.corrections, value)
+        validation = accuracy(case.model, params, case.dataset.validation)
+        forget = accuracy(case.model, params, case.poisoned.forget)
+        return tuning_objective(validation, forget, case.poisoned.corrected is None)
+
+    return max(spec.trials, key=objective)
+
+
+def unlearn_models(case: Case, models: Any, method: str, update: str, value: float) -> Any:
+    """Selects and updates every model of an ensemble, each with its own curvature and batches.
+
+    Args:
+      case: the data and what to correct.
+      models: poisoned parameters with a leading axis over models.
+      method: a key of `METHODS`.
+      update: a key of `UPDATES`.
+      value: of the update's tuned number.
+
+    Returns:
+      New parameters with a leading axis over models.
+    """
+    return stack(
+        [
+            _unlearn(case, params, i, method, UPDATES[update], value)
+            for i, params in enumerate(unstack(models))
+        ]
+    )
+
+
+def _unlearn(case: Case, params: Any, index: int, method: str, update: Update, value: float) -> Any:
+    key = jax.random.fold_in(case.material.key, index)
+    mask = METHODS[method].select(case.material._replace(params=params, key=key))
+    return update.run(case.model, params, mask, case.corrections, value)
+
+
+def evidence(unlearned: np.ndarray, retrained: np.ndarray) -> Evidence:
+    """KLOM and U-LiRA of two ensembles' margins, shape (models, examples), as many of each."""
+    divergences = np.asarray(sap.audit.klom(unlearned, retrained))
+    lira = sap.audit.u_lira(unlearned, retrained)
+    return Evidence(
+        klom_median=float(np.median(divergences)),
+        klom_95=float(np.quantile(divergences, 0.95)),
+        lira_accuracy=float(lira.accuracy),
+        lira_95=float(np.quantile(np.asarray(lira.per_example), 0.95)),
+    )

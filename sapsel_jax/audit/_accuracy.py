@@ -1,0 +1,88 @@
+"""Shares of examples: what a model gets right, and what an attacker gets from it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sapsel_jax.audit._inputs import check_labels, wide_logits
+
+
+def accuracy(logits: Any, labels: Any) -> jax.Array:
+    """The share of the examples whose largest logit is that of their label.
+
+    Args:
+      logits: real floating-point array, shape (..., examples, classes), at least 2 classes.
+      labels: integers in [0, classes), shape (..., examples).
+
+    Returns:
+      Float32 (or wider) shares in [0, 1], shape (...). Among equal logits the first counts. An
+      example with a NaN among its logits counts as wrong, so that a broken model scores 0.
+
+    Raises:
+      TypeError: if `logits` are not real floating-point numbers or `labels` no integers.
+      ValueError: if there are no examples, fewer than 2 classes, or the shapes do not fit.
+
+    Cost: one pass over the logits.
+
+    Source: the usual definition.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [5.0, 0.0]])
+      >>> print(sap.audit.accuracy(logits, jnp.array([0, 1, 1, 0])))
+      0.75
+    """
+    logits, labels = wide_logits(logits, labels)
+    _check_examples(labels)
+    return jnp.mean(_is_hit(logits, labels), axis=-1, dtype=logits.dtype)
+
+
+def attack_success(logits: Any, targets: Any, labels: Any) -> jax.Array:
+    """The share of the attacked examples that are taken for the class the attacker wants.
+
+    Examples that belong to that class anyway say nothing and do not count.
+
+    Args:
+      logits: real floating-point array of the examples with the trigger, shape
+        (..., examples, classes), at least 2 classes.
+      targets: integers in [0, classes), what the attacker wants, shape (..., examples).
+      labels: integers in [0, classes), what is right, shape (..., examples).
+
+    Returns:
+      Float32 (or wider) shares in [0, 1], shape (...); NaN where every example belongs to its
+      target. An example with a NaN among its logits counts as a failed attack.
+
+    Raises:
+      TypeError: if `logits` are not real floating-point numbers, or `targets` or `labels` no
+        integers.
+      ValueError: if there are no examples, fewer than 2 classes, or the shapes do not fit.
+
+    Cost: one pass over the logits.
+
+    Source: Gu, Dolan-Gavitt, Garg, "BadNets" (arXiv 1708.06733), the attack success rate.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [4.0, 0.0]])  # taken for 0, 1, 0
+      >>> print(sap.audit.attack_success(logits, jnp.array([0, 0, 0]), jnp.array([1, 1, 0])))
+      0.5
+    """
+    logits, targets = wide_logits(logits, targets, ("logits", "targets"))
+    labels = jnp.asarray(labels)
+    check_labels("labels", labels, "logits", logits)
+    _check_examples(targets)
+    counts = targets != labels
+    hits = jnp.sum(_is_hit(logits, targets) & counts, axis=-1, dtype=logits.dtype)
+    return hits / jnp.sum(counts, axis=-1, dtype=logits.dtype)
+
+
+def _is_hit(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return (jnp.argmax(logits, axis=-1) == labels) & ~jnp.any(jnp.isnan(logits), axis=-1)
+
+
+def _check_examples(labels: jax.Array) -> None:
+    if labels.ndim == 0:
+        raise ValueError("`logits` must have an axis over examples before that over classes.")
