@@ -7,6 +7,7 @@ import tyro
 
 from benchmarks.errors import UsageError
 from benchmarks.listing import List
+from benchmarks.paper import Paper
 from benchmarks.selection import Selection
 from benchmarks.speed import Speed
 from benchmarks.unlearn import Unlearn
@@ -15,6 +16,7 @@ COMMANDS = {
     "unlearn": Unlearn,
     "speed": Speed,
     "selection": Selection,
+    "paper": Paper,
     "list": List,
 }
 

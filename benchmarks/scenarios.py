@@ -71,6 +71,34 @@ def poison(dataset: Dataset, scenario: str, share: float, seed: int) -> Poisoned
     return SCENARIOS[scenario].poison(dataset, indices)
 
 
+def notice(poisoned: Poisoned, share: float, seed: int) -> Poisoned:
+    """The same with only a share of the poisoned examples known: the others go unnoticed.
+
+    Args:
+      poisoned: a poisoned training set.
+      share: of its poisoned examples, above 0, at most 1; at least one is known.
+      seed: which of them.
+    """
+    count = len(poisoned.indices)
+    num_known = max(1, round(share * count))
+    known = np.sort(np.random.default_rng([seed, 4]).choice(count, num_known, replace=False))
+    indices = poisoned.indices[known]
+    retained = _others(poisoned.train, indices)
+    if poisoned.corrected is None:
+        corrected, data = None, poisoned.train.take(retained)
+    else:
+        corrected = poisoned.corrected.take(known)
+        data = _replace(poisoned.train, indices, corrected)
+    return poisoned._replace(
+        indices=indices,
+        data=data,
+        retained=retained,
+        original=poisoned.original.take(known),
+        corrected=corrected,
+        forget=poisoned.forget.take(known),
+    )
+
+
 def shift_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Every label to the next class, the last to the first."""
     return ((labels + 1) % num_classes).astype(labels.dtype)
