@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from benchmarks.ablation import Ablation
 from benchmarks.errors import UsageError
 from benchmarks.listing import List
 from benchmarks.paper import Paper
@@ -16,6 +17,7 @@ COMMANDS = {
     "unlearn": Unlearn,
     "speed": Speed,
     "selection": Selection,
+    "ablation": Ablation,
     "paper": Paper,
     "list": List,
 }
@@ -34,8 +36,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted; {stop or 'nothing was written'}.", file=sys.stderr)
         return 130
     return 0
 

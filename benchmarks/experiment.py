@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from benchmarks.curvature import gradient_equivalents, timed
-from benchmarks.data import Dataset
+from benchmarks.data import Dataset, Split
 from benchmarks.methods import METHODS, Material
 from benchmarks.metrics import accuracy, count_changed, count_entries, recovery
 from benchmarks.models import Model
-from benchmarks.scenarios import Poisoned, poison
+from benchmarks.scenarios import Poisoned, notice, poison
 from benchmarks.settings import Settings
 from benchmarks.training import num_steps, train
 from benchmarks.updates import (
@@ -108,42 +108,62 @@ def compare(settings: Settings, advance: Callable[[str], None]) -> Comparison:
 def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> Case:
     """Poisons the data, trains on it and lays out what the methods may use."""
     poisoned = poison(dataset, settings.scenario, settings.poison_share, seed)
+    if settings.known < 1:
+        poisoned = notice(poisoned, settings.known, seed)
     num_train = len(poisoned.train.labels)
     recipe = settings.recipe
     steps = num_steps(recipe, num_train)
     params = train(model, recipe, poisoned.train, np.arange(num_train), steps, seed)
-    num_sampled = min(settings.curvature_examples, num_train)
-    sampled = np.random.default_rng([seed, 3]).choice(num_train, num_sampled, replace=False)
     original = as_batch(poisoned.original)
     about, weight = (
         (poisoned.original, -REMOVAL_WEIGHT)
         if poisoned.corrected is None
         else (poisoned.corrected, 1.0)
     )
-    batches = make_batches(
-        about,
-        weight,
-        poisoned.train.take(poisoned.retained),
-        steps=max(1, round(settings.budget * steps)),
-        batch_size=recipe.batch_size,
-        seed=seed,
+    retained = poisoned.train.take(poisoned.retained)
+    batches, own_batches = (
+        make_batches(
+            about,
+            weight,
+            mixed_in,
+            steps=max(1, round(settings.budget * steps)),
+            batch_size=recipe.batch_size,
+            seed=seed,
+        )
+        for mixed_in in (retained, None)
     )
     corrections = Corrections(
         original=original,
         corrected=None if poisoned.corrected is None else as_batch(poisoned.corrected),
+        data=as_batch(_sample(poisoned.data, settings.curvature_examples, [seed, 5])),
         num_examples=len(poisoned.data.labels),
         batches=batches,
+        own_batches=own_batches,
         num_update_examples=batches["label"].size,
     )
     material = Material(
         model=model,
         params=params,
-        sample=as_batch(poisoned.train.take(np.sort(sampled))),
+        sample=as_batch(_sample(poisoned.train, settings.curvature_examples, [seed, 3])),
         original=original,
         fraction=settings.fraction,
         key=jax.random.key(seed),
     )
     return Case(seed, model, dataset, poisoned, params, steps, material, corrections)
+
+
+def _sample(split: Split, most: int, seed: list[int]) -> Split:
+    """At most so many examples, drawn at random."""
+    count = len(split.labels)
+    ids = np.random.default_rng(seed).choice(count, min(most, count), replace=False)
+    return split.take(np.sort(ids))
+
+
+def retrain(settings: Settings, case: Case) -> Any:
+    """Trains from scratch on the data as it should have been, for as many steps."""
+    removed = case.poisoned.corrected is None
+    ids = case.poisoned.retained if removed else np.arange(len(case.dataset.train.labels))
+    return train(case.model, settings.recipe, case.dataset.train, ids, case.steps, case.seed)
 
 
 def tuning_objective(validation: float, forget: float, removal: bool) -> float:
@@ -183,22 +203,12 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of one seed, and its masks."""
     advance(f"Seed {case.seed}: retraining from scratch")
-    ids = case.poisoned.retained if case.poisoned.corrected is None else None
-    retrained, retrain_seconds = timed(
-        lambda: train(
-            case.model,
-            settings.recipe,
-            case.dataset.train,
-            np.arange(len(case.dataset.train.labels)) if ids is None else ids,
-            case.steps,
-            case.seed,
-        )
-    )
-    references = {"poisoned": _evaluate(case, case.params), "retrained": _evaluate(case, retrained)}
+    retrained, retrain_seconds = timed(lambda: retrain(settings, case))
+    references = {"poisoned": evaluate(case, case.params), "retrained": evaluate(case, retrained)}
     retrain_gradients = case.steps * settings.recipe.batch_size
 
     def row(method: str, update: str, params: Any, **fields: Any) -> dict[str, Any]:
-        figures = references.get(method) or _evaluate(case, params)
+        figures = references.get(method) or evaluate(case, params)
         return {
             "dataset": case.dataset.name,
             "variant": case.dataset.variant,
@@ -208,7 +218,7 @@ def _measure(
             "update": update,
             "seed": case.seed,
             **figures,
-            **_towards_retraining(case, figures, **references),
+            **towards_retraining(case, figures, **references),
             "changed_entries": count_changed(case.params, params),
             "total_entries": count_entries(params),
             "selection_seconds": 0.0,
@@ -260,7 +270,8 @@ def _measure(
     return rows, masks
 
 
-def _evaluate(case: Case, params: Any) -> dict[str, Any]:
+def evaluate(case: Case, params: Any) -> dict[str, Any]:
+    """The figures that are compared with the retrained model's."""
     attack = case.poisoned.attack
     return {
         "test_accuracy": accuracy(case.model, params, case.dataset.test),
@@ -269,7 +280,7 @@ def _evaluate(case: Case, params: Any) -> dict[str, Any]:
     }
 
 
-def _towards_retraining(
+def towards_retraining(
     case: Case, figures: dict[str, Any], poisoned: dict[str, Any], retrained: dict[str, Any]
 ) -> dict[str, Any]:
     """For each figure what is recovered, and what is left to the retrained model."""

@@ -10,7 +10,8 @@ from benchmarks.data import DATASETS, is_prepared
 from benchmarks.methods import METHODS, REFERENCES
 from benchmarks.models import MODELS
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.updates import UPDATES
+from benchmarks.selections import RANKED, summary
+from benchmarks.updates import STUDIED_UPDATES
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class List:
             "Models": MODELS,
             "Scenarios": {name: scenario.summary for name, scenario in SCENARIOS.items()},
             "Methods": REFERENCES | {name: method.summary for name, method in METHODS.items()},
-            "Updates": {name: update.summary for name, update in UPDATES.items()},
+            "Rankings of the ablation": {name: summary(name) for name in RANKED},
+            "Updates": {name: update.summary for name, update in STUDIED_UPDATES.items()},
         }
         console = Console()
         for title, choices in kinds.items():

@@ -17,12 +17,13 @@ class Record:
     """Rows of a `.jsonl` file, each known by some of its fields.
 
     Attributes:
+      key: the names of those fields.
       rows: what stands in the file, in the order it was added.
     """
 
     def __init__(self, path: Path, key: Sequence[str]):
         """Reads the file, if there is one; `key` names the fields that tell its rows apart."""
-        self._path, self._key = path, tuple(key)
+        self._path, self.key = path, tuple(key)
         self.rows: list[dict[str, Any]] = []
         if path.exists():
             text = path.read_bytes()
@@ -53,7 +54,7 @@ class Record:
         self._done.update(keys)
 
     def _of(self, row: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(row[field] for field in self._key)
+        return tuple(row[field] for field in self.key)
 
 
 def open_folder(output: Path, settings: dict[str, Any]) -> Path:

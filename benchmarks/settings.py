@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 
 from benchmarks.data import DATASETS, Dataset, load_dataset
-from benchmarks.errors import check_at_least, check_choice, check_share
+from benchmarks.errors import UsageError, check_at_least, check_choice, check_share
 from benchmarks.models import MODELS, Model, build_model
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.training import RECIPES, Recipe
@@ -25,6 +25,9 @@ class Settings:
     """How many seeds are reported; one more is used for tuning."""
     share: float | None = None
     """Share of the training examples that is poisoned; None is the scenario's own."""
+    known: float = 1.0
+    """Share of the poisoned examples that is known, corrected and judged as the forget set; the
+    others stay in the training set unnoticed."""
     fraction: float = 0.05
     """Share of the parameters that a mask selects."""
     budget: float = 0.05
@@ -47,6 +50,8 @@ class Settings:
         check_choice("model", self.model, MODELS)
         check_at_least("seeds", self.seeds, 1)
         check_share("share", self.poison_share)
+        if not 0 < self.known <= 1:
+            raise UsageError(f"`known` must lie above 0, at most 1; got {self.known:g}.")
         check_share("fraction", self.fraction)
         check_share("budget", self.budget)
         check_at_least("curvature-examples", self.curvature_examples, 1)

@@ -12,7 +12,9 @@ from benchmarks.summary import Line
 TITLES = {
     "none": "References",
     "first_order": "First-order update",
+    "second_order": "Second-order update",
     "iterative": "Iterative update",
+    "corrected_only": "Iterative update, no retained data",
 }
 MIN_WIDTH = 170
 """Columns of a table where the output is no terminal."""

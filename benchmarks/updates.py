@@ -23,10 +23,14 @@ class Corrections(NamedTuple):
 
     original: Any
     corrected: Any | None
+    data: Any
+    """A random sample of the training set as it should have been."""
     num_examples: int
     """The size of the training set as it should have been."""
     batches: Any
     """Steps by examples: one half about the poisoned examples, one half retained."""
+    own_batches: Any
+    """As many steps and examples, all about the poisoned examples."""
     num_update_examples: int
     """The examples of all `batches`."""
 
@@ -40,7 +44,8 @@ class Update(NamedTuple):
     """The values that are tried, the same for every method."""
     run: Callable[[Model, Any, Any, Corrections, float], Any]
     """`run(model, params, mask, corrections, value)` returns new parameters."""
-    example_gradients: Callable[[Corrections], int]
+    example_gradients: Callable[[Corrections], int | None]
+    """What a run costs; None where it ends by its own measure."""
 
 
 def as_batch(split: Split, weight: float = 1.0) -> dict[str, np.ndarray]:
@@ -50,21 +55,21 @@ def as_batch(split: Split, weight: float = 1.0) -> dict[str, np.ndarray]:
 
 
 def make_batches(
-    about: Split, weight: float, retained: Split, *, steps: int, batch_size: int, seed: int
+    about: Split, weight: float, retained: Split | None, *, steps: int, batch_size: int, seed: int
 ) -> dict[str, np.ndarray]:
     """Batches of which one half is about the poisoned examples and one half is retained.
 
     Args:
       about: corrected examples; where records are removed, the records.
       weight: of each of them in the loss; below 0 the update climbs their loss.
-      retained: examples that were in order.
+      retained: examples that were in order; None leaves both halves to the poisoned ones.
       steps: the number of batches.
       batch_size: the number of examples of each, an even number.
       seed: of the order.
     """
-    half = batch_size // 2
-    parts = [(about, weight, half), (retained, 1.0, half)]
-    return mix_batches(parts, steps=steps, seed=seed)
+    parts = [(about, weight)] if retained is None else [(about, weight), (retained, 1.0)]
+    counted = [(split, w, batch_size // len(parts)) for split, w in parts]
+    return mix_batches(counted, steps=steps, seed=seed)
 
 
 def mix_batches(
@@ -101,6 +106,31 @@ def _first_order(
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def second_order(
+    model: Model,
+    params: Any,
+    mask: Any,
+    original: Any,
+    corrected: Any,
+    data: Any,
+    num_examples: int,
+    value: Any,
+) -> tuple[Any, sap.Certificate]:
+    """One masked Newton step, its damping raised from `value` until the step holds."""
+    return sap.second_order_update(
+        model.loss,
+        params,
+        original,
+        corrected,
+        data,
+        damping=value,
+        adapt_damping=True,
+        mask=mask,
+        num_examples=num_examples,
+    )
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _iterative(model: Model, params: Any, mask: Any, batches: Any, value: jax.Array) -> Any:
     return sap.iterative_update(
@@ -130,3 +160,27 @@ UPDATES = {
         example_gradients=lambda c: c.num_update_examples,
     ),
 }
+
+STUDIED_UPDATES = {
+    "first_order": UPDATES["first_order"],
+    "second_order": Update(
+        summary="one masked Newton step, on a random sample of the corrected training set",
+        tuned="damping",
+        trials=(0.001, 0.01, 0.03, 0.1, 0.3),
+        run=lambda model, params, mask, c, value: second_order(
+            model, params, mask, c.original, c.corrected, c.data, c.num_examples, value
+        )[0],
+        example_gradients=lambda c: None,
+    ),
+    "iterative": UPDATES["iterative"],
+    "corrected_only": Update(
+        summary="adam on batches of corrected examples, with no retained ones",
+        tuned="learning_rate",
+        trials=UPDATES["iterative"].trials,
+        run=lambda model, params, mask, c, value: _iterative(
+            model, params, mask, c.own_batches, value
+        ),
+        example_gradients=lambda c: c.num_update_examples,
+    ),
+}
+"""What the study of selections compares; the main job runs `UPDATES`."""

@@ -1,0 +1,265 @@
+"""The report of the study: what holds, in numbers, and all that it rests on."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from benchmarks.ablation_sections import defaults_section, stability_section
+from benchmarks.experiment import TUNING_SEED
+from benchmarks.findings import Comparison, Findings, fractions_of
+from benchmarks.selections import LIKE, PER_LEAF, RANKED, summary
+from benchmarks.stability import FRACTION
+from benchmarks.statistics import Interval
+from benchmarks.study import Part
+from benchmarks.summary import ACCURACIES
+from benchmarks.tables import TITLES, markdown_table, percent, plain_name, short_number
+from benchmarks.updates import STUDIED_UPDATES
+
+
+class Study(NamedTuple):
+    """All that a report is made of."""
+
+    parts: dict[str, Part]
+    findings: list[Findings]
+    trials: list[dict[str, Any]]
+    cells: list[dict[str, Any]]
+    overlaps: dict[tuple[str, str], Interval]
+    """Of masks, by method and kind of change; empty where it was not measured."""
+    defaults: list[dict[str, Any]]
+
+
+def study_markdown(study: Study, pictures: Sequence[str], command: str) -> str:
+    """The report in Markdown, with the pictures as links to files beside it."""
+    shown = {picture.partition(".")[0]: f"![{picture}]({picture})" for picture in pictures}
+    parts = [
+        "# Which parameters to change",
+        "Models are trained on poisoned data, some of their parameters are selected, and an update "
+        "changes those alone. A ranking that is worth its curvature must do better than random "
+        "parameters with the same count in each leaf: its control, which shares its choice of "
+        "layers. Only what survives that comparison, corrected for the number of comparisons, is "
+        "claimed here.",
+        "## In short",
+        _in_short(study),
+    ]
+    if "gains" in shown:
+        parts.append(shown["gains"])
+    parts += ["## Where a ranking beats its control", _survivors(study)]
+    parts += ["## Against the last layer and all parameters", _whole(study)]
+    for found in study.findings:
+        part = study.parts[found.part]
+        parts += [f"## {part.title}", _ends(found, part), shown[f"recovery-{found.part}"]]
+        parts += [_controlled_table(found), _figures_table(found)]
+    if study.overlaps:
+        parts += [
+            "## How steady the masks are",
+            stability_section(study.overlaps),
+            shown["stability"],
+        ]
+    if study.defaults:
+        parts += ["## The defaults of `unlearn`", defaults_section(study.defaults, study.parts)]
+    parts += ["## How it was run", _how(study, command)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _in_short(study: Study) -> str:
+    """How often each ranking beats its control, by update."""
+    rows = []
+    for method in RANKED:
+        own = [c for f in study.findings for c in f.controlled if c.method == method]
+        by_update = [_tally([c for c in own if c.update == update]) for update in STUDIED_UPDATES]
+        row = [plain_name(method), *by_update, _tally(own)]
+        rows.append([f"**{cell}**" if method == "sharpest" else cell for cell in row])
+    total = [c for f in study.findings for c in f.controlled]
+    better = sum(c.survives and c.difference.mean > 0 for c in total)
+    worse = sum(c.survives and c.difference.mean < 0 for c in total)
+    columns = ["ranking", *(TITLES[update].lower() for update in STUDIED_UPDATES), "all"]
+    return "\n\n".join(
+        [
+            f"{len(total):,} comparisons of a ranking with its control, over "
+            f"{len(study.findings)} parts, all fractions and updates: {better} are better, {worse} "
+            f"worse, and {len(total) - better - worse:,} leave the question open. A cell of the "
+            "table counts better / worse / all.",
+            markdown_table(columns, rows),
+        ]
+    )
+
+
+def _tally(comparisons: Sequence[Comparison]) -> str:
+    better = sum(c.survives and c.difference.mean > 0 for c in comparisons)
+    worse = sum(c.survives and c.difference.mean < 0 for c in comparisons)
+    return f"{better} / {worse} / {len(comparisons)}"
+
+
+def _survivors(study: Study) -> str:
+    """The surviving gains, the largest first."""
+    gains = sorted(
+        (c for f in study.findings for c in f.controlled if c.survives and c.difference.mean > 0),
+        key=lambda c: -c.difference.mean,
+    )
+    if not gains:
+        return "Nowhere: no comparison survives the correction."
+    found = {f.part: f for f in study.findings}
+    rows = []
+    for c in gains:
+        cell, control = (c.method, c.fraction, c.update), (c.other, c.fraction, c.update)
+        recoveries = found[c.part].recoveries
+        rows.append(
+            [
+                study.parts[c.part].title,
+                SHORT_UPDATES[c.update],
+                plain_name(c.method),
+                f"{100 * c.fraction:g} %",
+                percent(recoveries[cell]),
+                percent(recoveries[control]),
+                percent(Interval(*c.difference[:2]), signed=True),
+                f"{c.corrected:.2g}",
+            ]
+        )
+    columns = ["part", "update", "ranking", "share", "recovery %", "its control's %"]
+    columns += ["difference", "corrected p"]
+    return markdown_table(columns, rows)
+
+
+SHORT_UPDATES = {
+    "first_order": "first order",
+    "second_order": "second order",
+    "iterative": "iterative",
+    "corrected_only": "no retained data",
+}
+
+
+def _whole(study: Study) -> str:
+    """The paper's other claim: at least as good as the last layer and as everything."""
+    rows = []
+    for f in study.findings:
+        fraction = min(fractions_of(f), key=lambda x: abs(x - FRACTION))
+        for update in STUDIED_UPDATES:
+            own = {
+                (c.method, c.other): c
+                for c in f.whole
+                if c.update == update and c.fraction == fraction
+            }
+            best = max(RANKED, key=lambda m: f.recoveries[m, fraction, update].mean)
+            rows.append(
+                [
+                    study.parts[f.part].title,
+                    SHORT_UPDATES[update],
+                    percent(f.recoveries["full", None, update]),
+                    percent(f.recoveries["last_layer", None, update]),
+                    percent(f.recoveries["sharpest", fraction, update]),
+                    *(_difference(own["sharpest", other]) for other in ("last_layer", "full")),
+                    f"{plain_name(best)} {percent(f.recoveries[best, fraction, update])}",
+                ]
+            )
+    columns = ["part", "update", "all %", "last layer %", f"sharpest {100 * FRACTION:g} %"]
+    columns += ["less last layer", "less all", "best ranking"]
+    return "\n\n".join(
+        [
+            f"Recoveries with {100 * FRACTION:g} % of the parameters, and paired differences in "
+            "points of the judging figure; bold survives Holm's correction over the part's "
+            "comparisons with the two. The best ranking is picked by the figures it is shown "
+            "with, so it is no claim.",
+            markdown_table(columns, rows),
+        ]
+    )
+
+
+def _difference(comparison: Comparison) -> str:
+    text = percent(Interval(*comparison.difference[:2]), signed=True)
+    return f"**{text}**" if comparison.survives else text
+
+
+def _ends(found: Findings, part: Part) -> str:
+    s = part.settings
+    both = "; ".join(
+        f"{words} {percent(found.poisoned[name])} poisoned, {percent(found.retrained[name])} "
+        "retrained"
+        for words, name in ACCURACIES.items()
+        if name in found.poisoned
+    )
+    known = "" if s.known == 1 else f", {100 * s.known:g} % of them known and corrected"
+    return (
+        f"{100 * s.poison_share:g} % of the training examples are poisoned{known}. "
+        f"Accuracies in per cent: {both}. {found.num_seeds} seeds."
+    )
+
+
+def _controlled_table(found: Findings) -> str:
+    own = {(c.method, c.fraction, c.update): c for c in found.controlled}
+    rows = [
+        [
+            f"{plain_name(method)} {100 * fraction:g} %",
+            *(
+                f"{percent(found.recoveries[method, fraction, update])} "
+                f"({_difference(own[method, fraction, update])})"
+                for update in STUDIED_UPDATES
+            ),
+        ]
+        for method in RANKED
+        for fraction in fractions_of(found)
+    ]
+    columns = ["recovery % (points above the control)"]
+    columns += [TITLES[update].lower() for update in STUDIED_UPDATES]
+    return markdown_table(columns, rows)
+
+
+def _figures_table(found: Findings) -> str:
+    """The figures themselves for what has no control, and for the sharpest at 5 %."""
+    fraction = min(fractions_of(found), key=lambda x: abs(x - FRACTION))
+    names = [("full", None), ("last_layer", None), ("random", fraction)]
+    names += [(m, fraction) for m in RANKED]
+    shares = [name for name in ACCURACIES.values() if name in found.poisoned]
+    rows = [
+        [
+            plain_name(method),
+            SHORT_UPDATES[update],
+            *(percent(found.figures[method, share, update][name]) for name in shares),
+            short_number(found.figures[method, share, update]["changed_entries"].mean),
+        ]
+        for update in STUDIED_UPDATES
+        for method, share in names
+    ]
+    columns = [f"method, at {100 * fraction:g} %", "update"]
+    columns += [f"{name.replace('_', ' ')} %" for name in shares]
+    return markdown_table([*columns, "changed entries"], rows)
+
+
+def _how(study: Study, command: str) -> str:
+    first = next(iter(study.parts.values())).settings
+    trials = "; ".join(
+        f"{name}: {update.tuned} in {', '.join(f'{v:g}' for v in update.trials)}"
+        for name, update in STUDIED_UPDATES.items()
+    )
+    edge = sum(row["at_edge"] for row in study.trials)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
+    rankings = "; ".join(f"`{name}`: {summary(name)}" for name in RANKED)
+    sizes = "; ".join(
+        f"{part.title}: {part.settings.train_examples or 'all'} training examples, fractions "
+        f"{', '.join(f'{100 * f:g} %' for f in part.fractions)}, {part.settings.seeds} seeds"
+        for part in study.parts.values()
+    )
+    return "\n".join(
+        [
+            f"- Command: `{command}`",
+            "- Figure: the mean of test accuracy, accuracy on the corrected examples and, for "
+            "backdoors, the share of attacks that fail. Recovery: (after − poisoned) / (retrained "
+            "− poisoned) of that figure. One figure a cell, so that one test a cell is made: a "
+            "paired t test over seeds, Holm's correction over all rankings, fractions and updates "
+            "of a part.",
+            f"- Rankings: {rankings}. Δ is the change of the mean gradient by the corrections. "
+            f"`{LIKE}X`: {summary(LIKE + 'X').replace('`X`', 'X')}. "
+            f"Fractions of `{PER_LEAF}` are taken in every leaf.",
+            f"- Tuning: every method, control and fraction has the same trials, judged by "
+            f"validation accuracy + corrected-forget accuracy on seed {TUNING_SEED}, which is not "
+            f"reported, then frozen; neither test data nor the retrained model is looked at. "
+            f"Trials: {trials}. {edge} of {len(study.trials)} choices lie at an edge of them.",
+            f"- Curvature: exact diagonal of the Hessian on at most {first.curvature_examples:,} "
+            "random training examples; second-order updates: one Newton step on as many of the "
+            "training set as it should have been, damping raised where a step does not hold.",
+            f"- Iterative updates: adam, {100 * first.budget:g} % of retraining's example "
+            "gradients; half of each batch retained examples, or none.",
+            f"- Sizes: {sizes}.",
+            f"- Software: Python {platform.python_version()}, {versions}.",
+        ]
+    )

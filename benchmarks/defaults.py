@@ -1,0 +1,163 @@
+"""What `unlearn` should do where it is told nothing: its options compared, one after the other.
+
+Each variant is what `sap.unlearn` composes: curvature, the sharpest entries, a second-order update.
+They are judged on validation data and the corrected examples, as tuning is; test data is not seen.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+import sapsel_jax as sap
+from benchmarks.curvature import timed
+from benchmarks.experiment import Case, tuning_objective
+from benchmarks.metrics import accuracy
+from benchmarks.models import Model
+from benchmarks.records import Record
+from benchmarks.study import Part, load_case
+
+DEFAULTS_KEY = ("part", "variant", "seed")
+DEFAULTS_SEEDS = 5
+
+
+class Variant(NamedTuple):
+    """Options of one call."""
+
+    damping: float = 0.03
+    num_steps: int = 1
+    adapt_damping: bool = True
+    fraction: float = 0.05
+    curvature: str = "exact"
+    num_data: int | None = None
+    """How many examples of the training set are given; None is the study's sample."""
+
+
+STEPS = [(1, False), (1, True), (3, False), (3, True)]
+DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+BASE = Variant()
+GROUPS = {
+    "damping, steps, adapted damping": [
+        BASE._replace(damping=d, num_steps=n, adapt_damping=a) for n, a in STEPS for d in DAMPINGS
+    ],
+    "fraction": [BASE._replace(fraction=f) for f in (0.005, 0.01, 0.05, 0.2, 1.0)],
+    "curvature": [BASE._replace(curvature=c) for c in ("exact", "hutchinson", "propagated")],
+    "examples of the training set": [
+        BASE._replace(num_data=n) for n in (100, 200, 500, 1_000, None)
+    ],
+}
+"""What is varied, and the variants of it; the base stands in several."""
+VARIANTS = list(dict.fromkeys(variant for group in GROUPS.values() for variant in group))
+
+
+def variant_name(variant: Variant) -> str:
+    """What tells a variant from the base, such as `damping=0.1 num_steps=3`."""
+    changed = [f"{k}={v}" for k, v in variant._asdict().items() if v != getattr(BASE, k)]
+    return " ".join(changed) or "base"
+
+
+def count_defaults(part: Part) -> int:
+    """How many times `measure_defaults` calls `advance`."""
+    return _seeds(part) * len(VARIANTS)
+
+
+def measure_defaults(part: Part, record: Record, advance: Callable[[str], None]) -> None:
+    """Records every variant on every seed that is not recorded yet.
+
+    Args:
+      part: whose models and data to use.
+      record: a row per variant and seed.
+      advance: called with a few words before each variant.
+    """
+    for seed in range(1, _seeds(part) + 1):
+        case = functools.cache(functools.partial(load_case, part, seed))
+        for variant in VARIANTS:
+            name = variant_name(variant)
+            advance(f"{part.name}, seed {seed}: unlearn, {name}")
+            if (part.name, name, seed) not in record:
+                record.append(_row(part, case(), variant))
+
+
+def _seeds(part: Part) -> int:
+    return min(part.settings.seeds, DEFAULTS_SEEDS)
+
+
+def _row(part: Part, case: Case, variant: Variant) -> dict[str, Any]:
+    c = case.corrections
+    data = jax.tree.map(lambda x: x[: variant.num_data], c.data)
+    sample = jax.tree.map(lambda x: x[: variant.num_data], case.material.sample)
+    diagonal = _diagonal(case.model, variant.curvature, case.params, sample, case.material.key)
+    mask = _sharpest(diagonal, variant.fraction)
+    (params, certificate), seconds = timed(
+        lambda: _update(
+            case.model,
+            variant.num_steps,
+            variant.adapt_damping,
+            c.num_examples,
+            case.params,
+            mask,
+            c.original,
+            c.corrected,
+            data,
+            variant.damping,
+        )
+    )
+    validation = accuracy(case.model, params, case.dataset.validation)
+    forget = accuracy(case.model, params, case.poisoned.forget)
+    objective = tuning_objective(validation, forget, case.poisoned.corrected is None)
+    return {
+        "part": part.name,
+        "variant": variant_name(variant),
+        "seed": case.seed,
+        "validation_accuracy": round(validation, 5),
+        "forget_accuracy": round(forget, 5),
+        "objective": round(objective, 5),
+        "converged": bool(certificate.converged),
+        "num_steps": int(certificate.num_steps),
+        "iterations": int(certificate.iterations),
+        "update_seconds": round(seconds, 4),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _diagonal(model: Model, kind: str, params: Any, batch: Any, key: jax.Array) -> Any:
+    if kind == "exact":
+        return sap.exact_diagonal(model.loss)(params, batch)
+    estimators = {
+        "hutchinson": sap.hutchinson_diagonal,
+        "propagated": sap.propagated_diagonal,
+    }
+    return estimators[kind](model.loss)(params, batch, key)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sharpest(diagonal: Any, fraction: float) -> Any:
+    return sap.select_top_fraction(sap.score_sharpest(diagonal), fraction)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _update(
+    model: Model,
+    num_steps: int,
+    adapt_damping: bool,
+    num_examples: int,
+    params: Any,
+    mask: Any,
+    original: Any,
+    corrected: Any,
+    data: Any,
+    damping: Any,
+) -> tuple[Any, sap.Certificate]:
+    return sap.second_order_update(
+        model.loss,
+        params,
+        original,
+        corrected,
+        data,
+        damping=damping,
+        mask=mask,
+        num_examples=num_examples,
+        num_steps=num_steps,
+        adapt_damping=adapt_damping,
+    )

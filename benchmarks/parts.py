@@ -1,0 +1,43 @@
+"""What the study of selections consists of, the most informative part first."""
+
+import dataclasses
+
+from benchmarks.settings import Settings
+from benchmarks.study import Part
+
+FRACTIONS = (0.005, 0.01, 0.05, 0.2)
+DIGITS_SEEDS, MNIST_SEEDS = 10, 5
+
+
+def study_parts(
+    *,
+    seeds: int | None,
+    fractions: tuple[float, ...],
+    mnist_fractions: tuple[float, ...],
+    mnist_examples: int | None,
+    curvature_examples: int,
+    data_dir: str | None,
+) -> dict[str, Part]:
+    """The parts by their names; the options are those of the command."""
+    digits = Settings(
+        seeds=seeds or DIGITS_SEEDS, curvature_examples=curvature_examples, data_dir=data_dir
+    )
+    of = lambda **changes: dataclasses.replace(digits, **changes)
+    backdoor, cnn = {"scenario": "backdoor"}, {"model": "cnn"}
+    mnist = of(dataset="mnist", seeds=seeds or MNIST_SEEDS, train_examples=mnist_examples)
+    few = "only 10 % of them known"
+    parts = [
+        Part("digits-label", "Digits, false labels, MLP", digits, fractions),
+        Part("digits-backdoor", "Digits, backdoor, MLP", of(**backdoor), fractions),
+        Part("mnist-label", "MNIST, false labels, MLP", mnist, mnist_fractions),
+        Part("digits-label-few", f"Digits, false labels, {few}, MLP", of(known=0.1), fractions),
+        Part(
+            "digits-backdoor-few",
+            f"Digits, backdoor, {few}, MLP",
+            of(**backdoor, known=0.1),
+            fractions,
+        ),
+        Part("digits-label-cnn", "Digits, false labels, CNN", of(**cnn), fractions),
+        Part("digits-backdoor-cnn", "Digits, backdoor, CNN", of(**backdoor, **cnn), fractions),
+    ]
+    return {part.name: part for part in parts}

@@ -1,0 +1,220 @@
+"""The cells of the study: tuned on one seed, frozen, measured on the others, recorded at once."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarks.curvature import gradient_equivalents, timed
+from benchmarks.experiment import (
+    TUNING_SEED,
+    Case,
+    evaluate,
+    make_case,
+    retrain,
+    towards_retraining,
+    tuning_objective,
+)
+from benchmarks.metrics import accuracy, count_changed, count_entries
+from benchmarks.records import Record
+from benchmarks.selections import Gathered, gather, make_masks, mask_names, needs
+from benchmarks.settings import Settings
+from benchmarks.updates import STUDIED_UPDATES, Update, second_order
+
+TRIAL_KEY = ("part", "method", "fraction", "update")
+CELL_KEY = (*TRIAL_KEY, "seed")
+PRODUCT_GRADIENTS = 2
+"""Gradient equivalents of one product with the Hessian in a linear solve."""
+
+Name = tuple[str, float | None]
+"""A mask: its method, and the share of the entries that it selects."""
+
+
+class Part(NamedTuple):
+    """One data set, scenario and network of the study."""
+
+    name: str
+    title: str
+    settings: Settings
+    """Its `seeds` are reported: 1, 2, ...; tuning has one of its own."""
+    fractions: tuple[float, ...]
+    """The shares of the entries that masks select."""
+
+
+def load_case(part: Part, seed: int) -> Case:
+    """A seed's poisoned model, with what it was trained on and what corrects it."""
+    dataset = part.settings.load(seed)
+    return make_case(part.settings, part.settings.build(dataset), dataset, seed)
+
+
+def count_work(part: Part) -> int:
+    """How many times `measure_part` calls `advance`."""
+    return len(mask_names(part.fractions)) * (1 + part.settings.seeds)
+
+
+def measure_part(part: Part, trials: Record, cells: Record, advance: Callable[[str], None]) -> None:
+    """Tunes and measures every cell of a part that is not recorded yet.
+
+    Args:
+      part: what to measure.
+      trials: where tuned values stand, a row per method, fraction and update.
+      cells: where figures stand, a row per method, fraction, update and seed.
+      advance: called with a few words before each mask.
+    """
+    for seed in range(part.settings.seeds + 1):
+        tuning = seed == TUNING_SEED
+        bench = functools.cache(functools.partial(Bench.make, part, seed))
+        if not tuning and (part.name, "retrained", None, "none", seed) not in cells:
+            cells.append(*bench().reference_rows())
+        for name in mask_names(part.fractions):
+            method, fraction = name
+            share = "" if fraction is None else f" {100 * fraction:g} %"
+            stage = "tuning" if tuning else f"seed {seed}"
+            advance(f"{part.name}, {stage}: {method.replace('_', ' ')}{share}")
+            key = (part.name, *name)
+            record, suffix = (trials, ()) if tuning else (cells, (seed,))
+            missing = [u for u in STUDIED_UPDATES if (*key, u, *suffix) not in record]
+            if tuning and missing:
+                record.append(*(bench().tune(name, update) for update in missing))
+            elif missing:
+                chosen = {row["update"]: row["chosen"] for row in trials.rows if _of(row) == key}
+                record.append(*(bench().cell(name, update, chosen[update]) for update in missing))
+
+
+def _of(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["part"], row["method"], row["fraction"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One seed of a part, ready to run updates on."""
+
+    part: Part
+    case: Case
+    gathered: Gathered
+    masks: dict[Name, Any]
+    curvature_cost: float
+    """Gradient equivalents of the curvature."""
+
+    @classmethod
+    def make(cls, part: Part, seed: int) -> "Bench":
+        """Trains the poisoned model of a seed and makes every mask."""
+        case = load_case(part, seed)
+        model, sample, corrections = case.model, case.material.sample, case.corrections
+        gathered = gather(
+            model,
+            case.params,
+            sample,
+            corrections.original,
+            corrections.corrected,
+            corrections.num_examples,
+            case.material.key,
+        )
+        masks = make_masks(model, gathered.evidence, part.fractions)
+        return cls(part, case, gathered, masks, gradient_equivalents(model, case.params, sample))
+
+    def tune(self, name: Name, update: str) -> dict[str, Any]:
+        """The trials of one update with one mask, and the value they chose."""
+        case, spec = self.case, STUDIED_UPDATES[update]
+        removal = case.poisoned.corrected is None
+        validations, forgets = [], []
+        for value in spec.trials:
+            params = spec.run(case.model, case.params, self.masks[name], case.corrections, value)
+            validations.append(accuracy(case.model, params, case.dataset.validation))
+            forgets.append(accuracy(case.model, params, case.poisoned.forget))
+        objectives = [
+            tuning_objective(validation, forget, removal)
+            for validation, forget in zip(validations, forgets, strict=True)
+        ]
+        best = max(range(len(objectives)), key=lambda i: objectives[i])
+        return {
+            **self._names(name, update),
+            "tuned": spec.tuned,
+            "values": spec.trials,
+            "validation_accuracy": _rounded(validations),
+            "forget_accuracy": _rounded(forgets),
+            "chosen": spec.trials[best],
+            "at_edge": best in (0, len(objectives) - 1),
+        }
+
+    def cell(self, name: Name, update: str, value: float) -> dict[str, Any]:
+        """The figures of one update with one mask, at its tuned value."""
+        spec, case = STUDIED_UPDATES[update], self.case
+        (params, gradients), seconds = timed(lambda: self._run(spec, self.masks[name], value))
+        needed = needs(name[0])
+        return {
+            **self._row(name, update, params),
+            "selection_seconds": round(sum(self.gathered.seconds[n] for n in needed), 4),
+            "update_seconds": round(seconds, 4),
+            "selection_example_gradients": sum(self._evidence_gradients(n) for n in needed),
+            "update_example_gradients": int(gradients),
+            "retrain_example_gradients": case.steps * self.part.settings.recipe.batch_size,
+            "tuned_value": value,
+        }
+
+    def reference_rows(self) -> list[dict[str, Any]]:
+        """The poisoned and the retrained model."""
+        both = {"poisoned": self.case.params, "retrained": self._retrained}
+        return [self._row((method, None), "none", params) for method, params in both.items()]
+
+    @functools.cached_property
+    def _retrained(self) -> Any:
+        return jax.block_until_ready(retrain(self.part.settings, self.case))
+
+    @functools.cached_property
+    def _references(self) -> dict[str, dict[str, Any]]:
+        return {
+            "poisoned": evaluate(self.case, self.case.params),
+            "retrained": evaluate(self.case, self._retrained),
+        }
+
+    def _row(self, name: Name, update: str, params: Any) -> dict[str, Any]:
+        figures = evaluate(self.case, params)
+        towards = towards_retraining(self.case, figures, **self._references)
+        measured = figures | {k: v for k, v in towards.items() if k.endswith("_recovery")}
+        return {
+            **self._names(name, update),
+            "seed": self.case.seed,
+            "dataset": self.case.dataset.name,
+            "variant": self.case.dataset.variant,
+            "model": self.part.settings.model,
+            "scenario": self.part.settings.scenario,
+            **{k: None if v is None else round(v, 5) for k, v in measured.items()},
+            "changed_entries": count_changed(self.case.params, params),
+            "total_entries": count_entries(params),
+        }
+
+    def _names(self, name: Name, update: str) -> dict[str, Any]:
+        return {"part": self.part.name, "method": name[0], "fraction": name[1], "update": update}
+
+    def _run(self, spec: Update, mask: Any, value: float) -> tuple[Any, Any]:
+        """New parameters, and what they cost in example gradients."""
+        case, c = self.case, self.case.corrections
+        cost = spec.example_gradients(c)
+        if cost is not None:
+            return spec.run(case.model, case.params, mask, c, value), cost
+        params, certificate = second_order(
+            case.model, case.params, mask, c.original, c.corrected, c.data, c.num_examples, value
+        )
+        # Beside the solver's products: a gradient before, the product that the decrease is
+        # predicted by, and the losses before and after, which are a gradient together.
+        products = PRODUCT_GRADIENTS * (certificate.iterations + 1)
+        about = STUDIED_UPDATES["first_order"].example_gradients(c) or 0
+        return params, len(c.data["label"]) * (2 + products) + about
+
+    def _evidence_gradients(self, name: str) -> int:
+        c, sample = self.case.corrections, len(self.case.material.sample["label"])
+        originals = len(c.original["label"])
+        return {
+            "diagonal": round(self.curvature_cost * sample),
+            "change": originals * (1 if c.corrected is None else 2),
+            "gradient": originals,
+            "forget_fisher": originals,
+            "data_fisher": sample,
+        }[name]
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [round(value, 5) for value in values]
