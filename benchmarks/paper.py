@@ -17,6 +17,7 @@ from rich.progress import (
 from benchmarks.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest
 from benchmarks.data import DATASETS
 from benchmarks.errors import UsageError, check_at_least, check_choice, check_share
+from benchmarks.paper_report import write_paper
 from benchmarks.procedures import PROCEDURES
 from benchmarks.records import Record, open_folder
 from benchmarks.scenarios import SCENARIOS
@@ -71,8 +72,6 @@ class Paper:
 
     def run(self) -> None:
         """Measures what is missing; leaves a report."""
-        from benchmarks.paper_report import write_paper
-
         contest = self.contest()
         console = wide_console()
         output = self.output or Path("results", f"paper-{self.dataset}")
