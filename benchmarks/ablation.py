@@ -6,16 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from benchmarks.ablation_plots import draw_gains, draw_recovery, draw_stability
 from benchmarks.ablation_report import Study, study_markdown
 from benchmarks.ablation_sections import mean_overlaps
@@ -25,6 +15,7 @@ from benchmarks.errors import check_at_least, check_choice, check_share
 from benchmarks.findings import find, fractions_of
 from benchmarks.page import write_page
 from benchmarks.parts import FRACTIONS, study_parts
+from benchmarks.progress import progress_bar
 from benchmarks.records import Record, open_folder
 from benchmarks.settings import command_line
 from benchmarks.stability import FRACTION, KINDS, STABILITY_KEY, count_stability, measure_stability
@@ -87,7 +78,7 @@ class Ablation:
             ),
             *((count_defaults(p), functools.partial(measure_defaults, p, variants)) for p in tried),
         ]
-        with _progress(console) as progress:
+        with progress_bar(console) as progress:
             task = progress.add_task("Loading", total=sum(count for count, _ in works))
 
             def advance(words: str) -> None:
@@ -168,14 +159,3 @@ class Ablation:
         if self.quick:
             return [parts[QUICK_PART]]
         return [p for p in parts.values() if is_prepared(p.settings.dataset, self.data_dir)]
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )

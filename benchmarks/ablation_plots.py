@@ -13,7 +13,7 @@ from benchmarks.findings import Comparison, Findings, fractions_of
 from benchmarks.plots import COLOURS
 from benchmarks.selections import LIKE, RANKED
 from benchmarks.statistics import Interval
-from benchmarks.tables import TITLES, plain_name
+from benchmarks.tables import SHORT_TITLES, TITLES, plain_name
 from benchmarks.updates import STUDIED_UPDATES
 
 SHARPEST_CONTROL = f"{LIKE}sharpest"
@@ -33,12 +33,6 @@ STYLES: dict[str, tuple[str, str, Any]] = {
 }
 LOWEST = -0.25
 """The least recovery that is drawn."""
-SHORT = {
-    "first_order": "first order",
-    "second_order": "second order",
-    "iterative": "iterative",
-    "corrected_only": "no retained",
-}
 
 
 def draw_recovery(path: Path, title: str, findings: Findings) -> None:
@@ -142,7 +136,7 @@ def draw_gains(
         ax.set_xlim(-0.5, len(columns) - 0.5)
         ax.set_ylim(len(RANKED) - 0.5, -0.5)
         ax.set_yticks(range(len(RANKED)), [plain_name(method) for method in RANKED])
-        words = [SHORT[update] for _, update in columns]
+        words = [SHORT_TITLES[update] for _, update in columns]
         ax.set_xticks(range(len(columns)), words, rotation=90, fontsize=9)
         ax.tick_params(length=0, labelcolor=INK)
         for i, f in enumerate(parts):

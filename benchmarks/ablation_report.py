@@ -13,7 +13,14 @@ from benchmarks.stability import FRACTION
 from benchmarks.statistics import Interval
 from benchmarks.study import Part
 from benchmarks.summary import ACCURACIES
-from benchmarks.tables import TITLES, markdown_table, percent, plain_name, short_number
+from benchmarks.tables import (
+    SHORT_TITLES,
+    TITLES,
+    markdown_table,
+    percent,
+    plain_name,
+    short_number,
+)
 from benchmarks.updates import STUDIED_UPDATES
 
 
@@ -63,32 +70,48 @@ def study_markdown(study: Study, pictures: Sequence[str], command: str) -> str:
 
 
 def _in_short(study: Study) -> str:
-    """How often each ranking beats its control, by update."""
+    """How often each ranking beats its control, by update, and what the paper's claims come to."""
+    everything = [c for f in study.findings for c in f.controlled]
+    whole = [c for f in study.findings for c in f.whole if c.method == "sharpest"]
+    sharpest = [c for c in everything if c.method == "sharpest"]
     rows = []
     for method in RANKED:
-        own = [c for f in study.findings for c in f.controlled if c.method == method]
+        own = [c for c in everything if c.method == method]
         by_update = [_tally([c for c in own if c.update == update]) for update in STUDIED_UPDATES]
         row = [plain_name(method), *by_update, _tally(own)]
         rows.append([f"**{cell}**" if method == "sharpest" else cell for cell in row])
-    total = [c for f in study.findings for c in f.controlled]
-    better = sum(c.survives and c.difference.mean > 0 for c in total)
-    worse = sum(c.survives and c.difference.mean < 0 for c in total)
-    columns = ["ranking", *(TITLES[update].lower() for update in STUDIED_UPDATES), "all"]
-    return "\n\n".join(
-        [
-            f"{len(total):,} comparisons of a ranking with its control, over "
-            f"{len(study.findings)} parts, all fractions and updates: {better} are better, {worse} "
-            f"worse, and {len(total) - better - worse:,} leave the question open. A cell of the "
-            "table counts better / worse / all.",
-            markdown_table(columns, rows),
-        ]
+    columns = ["better / worse / all", *(SHORT_TITLES[u] for u in STUDIED_UPDATES), "together"]
+    claims = [
+        f"The sharpest parameters against random ones with the same count in each leaf: "
+        f"{_verdict(sharpest)}.",
+        *(
+            f"The sharpest parameters against {words}: "
+            f"{_verdict([c for c in whole if c.other == other])}."
+            for other, words in (("last_layer", "the last layer"), ("full", "all parameters"))
+        ),
+        f"Every ranking against its control, over {len(study.findings)} parts, all fractions and "
+        f"updates: {_verdict(everything)}.",
+    ]
+    return "\n\n".join(["\n".join(f"- {claim}" for claim in claims), markdown_table(columns, rows)])
+
+
+def _verdict(comparisons: Sequence[Comparison]) -> str:
+    better, worse = _surviving(comparisons)
+    mean = 100 * sum(c.difference.mean for c in comparisons) / len(comparisons)
+    return (
+        f"better in {better:,} of {len(comparisons):,} comparisons, worse in {worse:,}, "
+        f"undecided in the others; {mean:+.1f} points on average"
     )
 
 
+def _surviving(comparisons: Sequence[Comparison]) -> tuple[int, int]:
+    """How many are better and how many are worse, after the correction."""
+    gains = [c.difference.mean for c in comparisons if c.survives]
+    return sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+
+
 def _tally(comparisons: Sequence[Comparison]) -> str:
-    better = sum(c.survives and c.difference.mean > 0 for c in comparisons)
-    worse = sum(c.survives and c.difference.mean < 0 for c in comparisons)
-    return f"{better} / {worse} / {len(comparisons)}"
+    return " / ".join(map(str, (*_surviving(comparisons), len(comparisons))))
 
 
 def _survivors(study: Study) -> str:
@@ -106,27 +129,16 @@ def _survivors(study: Study) -> str:
         recoveries = found[c.part].recoveries
         rows.append(
             [
-                study.parts[c.part].title,
-                SHORT_UPDATES[c.update],
-                plain_name(c.method),
-                f"{100 * c.fraction:g} %",
+                f"{study.parts[c.part].title}: {SHORT_TITLES[c.update]}, "
+                f"{plain_name(c.method)} {100 * c.fraction:g} %",
                 percent(recoveries[cell]),
                 percent(recoveries[control]),
                 percent(Interval(*c.difference[:2]), signed=True),
                 f"{c.corrected:.2g}",
             ]
         )
-    columns = ["part", "update", "ranking", "share", "recovery %", "its control's %"]
-    columns += ["difference", "corrected p"]
+    columns = ["where", "recovery %", "its control's %", "difference in points", "corrected p"]
     return markdown_table(columns, rows)
-
-
-SHORT_UPDATES = {
-    "first_order": "first order",
-    "second_order": "second order",
-    "iterative": "iterative",
-    "corrected_only": "no retained data",
-}
 
 
 def _whole(study: Study) -> str:
@@ -143,8 +155,7 @@ def _whole(study: Study) -> str:
             best = max(RANKED, key=lambda m: f.recoveries[m, fraction, update].mean)
             rows.append(
                 [
-                    study.parts[f.part].title,
-                    SHORT_UPDATES[update],
+                    f"{study.parts[f.part].title}: {SHORT_TITLES[update]}",
                     percent(f.recoveries["full", None, update]),
                     percent(f.recoveries["last_layer", None, update]),
                     percent(f.recoveries["sharpest", fraction, update]),
@@ -152,7 +163,7 @@ def _whole(study: Study) -> str:
                     f"{plain_name(best)} {percent(f.recoveries[best, fraction, update])}",
                 ]
             )
-    columns = ["part", "update", "all %", "last layer %", f"sharpest {100 * FRACTION:g} %"]
+    columns = ["where", "all %", "last layer %", f"sharpest {100 * FRACTION:g} %"]
     columns += ["less last layer", "less all", "best ranking"]
     return "\n\n".join(
         [
@@ -205,22 +216,21 @@ def _controlled_table(found: Findings) -> str:
 
 
 def _figures_table(found: Findings) -> str:
-    """The figures themselves for what has no control, and for the sharpest at 5 %."""
+    """The figures themselves, for the sharpest entries and what they are measured against."""
     fraction = min(fractions_of(found), key=lambda x: abs(x - FRACTION))
-    names = [("full", None), ("last_layer", None), ("random", fraction)]
-    names += [(m, fraction) for m in RANKED]
+    names = [("sharpest", fraction), (f"{LIKE}sharpest", fraction), ("random", fraction)]
+    names += [("last_layer", None), ("full", None)]
     shares = [name for name in ACCURACIES.values() if name in found.poisoned]
     rows = [
         [
-            plain_name(method),
-            SHORT_UPDATES[update],
+            f"{SHORT_TITLES[update]}, {plain_name(method)}",
             *(percent(found.figures[method, share, update][name]) for name in shares),
             short_number(found.figures[method, share, update]["changed_entries"].mean),
         ]
         for update in STUDIED_UPDATES
         for method, share in names
     ]
-    columns = [f"method, at {100 * fraction:g} %", "update"]
+    columns = [f"figures at {100 * fraction:g} %"]
     columns += [f"{name.replace('_', ' ')} %" for name in shares]
     return markdown_table([*columns, "changed entries"], rows)
 

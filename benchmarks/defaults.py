@@ -17,6 +17,7 @@ from benchmarks.metrics import accuracy
 from benchmarks.models import Model
 from benchmarks.records import Record
 from benchmarks.study import Part, load_case
+from benchmarks.updates import second_order
 
 DEFAULTS_KEY = ("part", "variant", "seed")
 DEFAULTS_SEEDS = 5
@@ -90,17 +91,17 @@ def _row(part: Part, case: Case, variant: Variant) -> dict[str, Any]:
     diagonal = _diagonal(case.model, variant.curvature, case.params, sample, case.material.key)
     mask = _sharpest(diagonal, variant.fraction)
     (params, certificate), seconds = timed(
-        lambda: _update(
+        lambda: second_order(
             case.model,
-            variant.num_steps,
-            variant.adapt_damping,
-            c.num_examples,
             case.params,
             mask,
             c.original,
             c.corrected,
             data,
+            c.num_examples,
             variant.damping,
+            num_steps=variant.num_steps,
+            adapt_damping=variant.adapt_damping,
         )
     )
     validation = accuracy(case.model, params, case.dataset.validation)
@@ -134,30 +135,3 @@ def _diagonal(model: Model, kind: str, params: Any, batch: Any, key: jax.Array) 
 @functools.partial(jax.jit, static_argnums=1)
 def _sharpest(diagonal: Any, fraction: float) -> Any:
     return sap.select_top_fraction(sap.score_sharpest(diagonal), fraction)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _update(
-    model: Model,
-    num_steps: int,
-    adapt_damping: bool,
-    num_examples: int,
-    params: Any,
-    mask: Any,
-    original: Any,
-    corrected: Any,
-    data: Any,
-    damping: Any,
-) -> tuple[Any, sap.Certificate]:
-    return sap.second_order_update(
-        model.loss,
-        params,
-        original,
-        corrected,
-        data,
-        damping=damping,
-        mask=mask,
-        num_examples=num_examples,
-        num_steps=num_steps,
-        adapt_damping=adapt_damping,
-    )

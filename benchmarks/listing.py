@@ -35,6 +35,6 @@ class List:
         console = Console()
         for title, choices in kinds.items():
             table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
-            for name, summary in choices.items():
-                table.add_row(f"[bold]{name}[/bold]", summary, "not prepared" * (name in absent))
+            for name, words in choices.items():
+                table.add_row(f"[bold]{name}[/bold]", words, "not prepared" * (name in absent))
             console.print(table)

@@ -16,6 +16,12 @@ TITLES = {
     "iterative": "Iterative update",
     "corrected_only": "Iterative update, no retained data",
 }
+SHORT_TITLES = {
+    "first_order": "first order",
+    "second_order": "second order",
+    "iterative": "iterative",
+    "corrected_only": "no retained data",
+}
 MIN_WIDTH = 170
 """Columns of a table where the output is no terminal."""
 NONE = "-"

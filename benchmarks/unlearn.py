@@ -4,12 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from benchmarks.experiment import compare, count_work
 from benchmarks.output import result_folder, write_jsonl
 from benchmarks.plots import draw_all
+from benchmarks.progress import progress_bar
 from benchmarks.report import write_report
 from benchmarks.settings import Settings, command_line
 from benchmarks.summary import summarise
@@ -35,7 +33,7 @@ class Unlearn(Settings):
             "results", f"unlearn-{self.dataset}-{self.scenario}-{self.model}"
         )
         with result_folder(output) as folder:
-            with _progress(console) as progress:
+            with progress_bar(console) as progress:
                 task = progress.add_task("Loading the data", total=count_work(settings))
                 started = False
 
@@ -66,14 +64,3 @@ class Unlearn(Settings):
             epochs=settings.epochs or max(1, settings.recipe.epochs // 4),
             curvature_examples=min(settings.curvature_examples, 500),
         )
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )

@@ -106,7 +106,7 @@ def _first_order(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6))
+@functools.partial(jax.jit, static_argnums=(0, 6), static_argnames=("num_steps", "adapt_damping"))
 def second_order(
     model: Model,
     params: Any,
@@ -116,8 +116,11 @@ def second_order(
     data: Any,
     num_examples: int,
     value: Any,
+    *,
+    num_steps: int = 1,
+    adapt_damping: bool = True,
 ) -> tuple[Any, sap.Certificate]:
-    """One masked Newton step, its damping raised from `value` until the step holds."""
+    """Masked Newton steps, their damping adapted from `value` on: raised until a step holds."""
     return sap.second_order_update(
         model.loss,
         params,
@@ -125,9 +128,10 @@ def second_order(
         corrected,
         data,
         damping=value,
-        adapt_damping=True,
         mask=mask,
         num_examples=num_examples,
+        num_steps=num_steps,
+        adapt_damping=adapt_damping,
     )
 
 

@@ -10,16 +10,17 @@ from benchmarks.__main__ import main
 from benchmarks.ablation import Ablation
 from benchmarks.data import Dataset, Split
 from benchmarks.errors import UsageError
+from benchmarks.experiment import make_case
 from benchmarks.findings import figure, find
 from benchmarks.models import build_model
 from benchmarks.records import Record
-from benchmarks.scenarios import notice, poison
+from benchmarks.scenarios import SCENARIOS, notice, poison
 from benchmarks.selections import LIKE, RANKED, Evidence, make_masks, mask_names, needs, summary
 from benchmarks.settings import Settings
 from benchmarks.stability import UNDAMPED, measure_stability, rescale
 from benchmarks.statistics import holm, paired_test
 from benchmarks.study import Part
-from benchmarks.updates import make_batches
+from benchmarks.updates import STUDIED_UPDATES, make_batches
 
 
 def digits_model(name):
@@ -238,3 +239,20 @@ def test_a_quick_study_is_whole_and_goes_on_where_it_was_cut(tmp_path):
     for row, other in zip(rows, again, strict=True):
         assert other["test_accuracy"] == pytest.approx(row["test_accuracy"], abs=0.01)
     assert main(["ablation", "--output", str(output)]) == 2  # begun with other options
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_takes_every_update(scenario):
+    settings = Settings(scenario=scenario, epochs=3, curvature_examples=200)
+    dataset = settings.load(1)
+    case = make_case(settings, settings.build(dataset), dataset, 1)
+    mask = jax.tree.map(lambda p: np.random.default_rng(0).random(p.shape) < 0.2, case.params)
+    held = jax.tree.map(lambda m: ~m, mask)
+    for update in STUDIED_UPDATES.values():
+        params = update.run(case.model, case.params, mask, case.corrections, update.trials[2])
+        moved = jax.tree.map(lambda a, b: np.asarray(a) != np.asarray(b), case.params, params)
+        assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
+        assert sum(counts(moved)) > 100
+        outside = jax.tree.map(lambda m, h: bool((m & h).any()), moved, held)
+        assert not any(jax.tree.leaves(outside))
