@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import tyro
 
 from benchmarks.ablation import Ablation
+from benchmarks.audit import Audit
 from benchmarks.errors import UsageError
 from benchmarks.listing import List
 from benchmarks.paper import Paper
@@ -15,6 +16,7 @@ from benchmarks.unlearn import Unlearn
 
 COMMANDS = {
     "unlearn": Unlearn,
+    "audit": Audit,
     "speed": Speed,
     "selection": Selection,
     "ablation": Ablation,

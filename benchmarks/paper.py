@@ -4,21 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from benchmarks.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest
 from benchmarks.data import DATASETS
 from benchmarks.errors import UsageError, check_at_least, check_choice, check_share
 from benchmarks.paper_report import write_paper
-from benchmarks.procedures import PROCEDURES
+from benchmarks.procedures import PROCEDURES, PROPOSED
+from benchmarks.progress import progress_bar
 from benchmarks.records import Record, open_folder
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.settings import Settings, command_line
@@ -42,6 +33,8 @@ class Paper:
     """Any of label, backdoor, feature and sample; None is all, and the first two for cifar10."""
     seeds: int = 5
     """How many seeds are reported; one more is used for tuning."""
+    procedures: tuple[str, ...] | None = None
+    """Which procedures to compare with the proposed one; None is all that the report lists."""
     known: tuple[float, ...] = (0.1, 0.5, 1.0)
     """Shares of the poisoned examples that are known, the last one all of them."""
     fraction: float = 0.05
@@ -79,7 +72,7 @@ class Paper:
         trials = Record(folder / "tuning.jsonl", TRIAL_KEY)
         cells = Record(folder / "results.jsonl", CELL_KEY)
         total = len(list(contest.work(trials, cells)))
-        with _progress(console) as progress:
+        with progress_bar(console) as progress:
             task = progress.add_task("Loading the data", total=total)
             done = -1
 
@@ -102,6 +95,10 @@ class Paper:
             raise UsageError("`known` must hold shares above 0 and end with 1.")
         seeds = 1 if self.quick else self.seeds
         check_at_least("seeds", seeds, 1)
+        for name in self.procedures or ():
+            check_choice("procedures", name, PROCEDURES)
+        wanted = {PROPOSED, *(self.procedures or PROCEDURES)}
+        procedures = [name for name in PROCEDURES if name in wanted]
         settings = {}
         for scenario in scenarios:
             check_choice("scenarios", scenario, SCENARIOS)
@@ -127,7 +124,7 @@ class Paper:
         return Contest(
             settings=settings,
             known=known,
-            arms=tuple(Arm(name, self.fraction, self.budget) for name in PROCEDURES),
+            arms=tuple(Arm(name, self.fraction, self.budget) for name in procedures),
             frontier=() if self.quick else tuple(self._frontier()),
             frontier_scenarios=self.frontier_scenarios,
             cache=self.cache,
@@ -151,16 +148,3 @@ class Paper:
         """What rows depend on; more seeds, scenarios or known shares only add rows."""
         names = ("dataset", "model", "train_examples", "epochs", "quick")
         return {name: getattr(self, name) for name in names}
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )

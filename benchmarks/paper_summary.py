@@ -161,6 +161,8 @@ def _compare(rows: Rows, arms: Sequence[Arm], pairs: list[Any]) -> list[Comparis
     by_name = {arm.method: arm for arm in arms}
     found = []
     for scenario, method, other, measure, distance in pairs:
+        if not {method, other} <= by_name.keys():
+            continue
         own, others = (
             {row["seed"]: distance(row) for row in of(rows, scenario, by_name[name])}
             for name in (method, other)

@@ -56,7 +56,7 @@ def modified_entropy(logits: Any, labels: Any) -> jax.Array:
 
     Returns:
       Float32 (or wider) numbers of nats, at least 0, shape (...): infinite where p_y is 0; NaN
-      where a logit is NaN or the label is none of the classes.
+      where a logit is NaN or +∞ or the label is none of the classes.
 
     Raises:
       TypeError: if `logits` are not real floating-point numbers or `labels` no integers.
@@ -83,7 +83,7 @@ def modified_entropy(logits: Any, labels: Any) -> jax.Array:
     log_not_p = jnp.where(largest, rest, jnp.log1p(-jnp.exp(jnp.where(largest, -1.0, log_p))))
     right = _times(jnp.exp(_pick(log_not_p, own)), _pick(log_p, own))
     wrong = jnp.sum(jnp.where(own, 0, _times(jnp.exp(log_p), log_not_p)), axis=-1)
-    return -(right + wrong)
+    return jnp.abs(right + wrong)  # neither is above 0
 
 
 def _is_class(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -187,7 +187,8 @@ def relearning_area(
       0.5
     """
     _check_counts(counts)
-    check_count("len(counts)", len(counts), minimum=2)
+    if len(counts) < 2:
+        raise ValueError(f"`counts` must hold at least 2 numbers; got {len(counts)}.")
     rates, retrained_rates = (
         wide(name, value)
         for name, value in (("rates", rates), ("retrained_rates", retrained_rates))
