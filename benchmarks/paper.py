@@ -28,7 +28,7 @@ class Paper:
     dataset: str = "digits"
     """digits (embedded), mnist or cifar10 (prepared once by tensorflow-datasets)."""
     model: str | None = None
-    """The network: mlp, cnn or resnet; None is mlp, and cnn for cifar10."""
+    """The network: mlp or cnn; None is mlp, and cnn for cifar10."""
     scenarios: tuple[str, ...] | None = None
     """Any of label, backdoor, feature and sample; None is all, and the first two for cifar10."""
     seeds: int = 5
@@ -81,7 +81,12 @@ class Paper:
                 done += 1
                 progress.update(task, description=words, completed=done)
 
-            run_contest(contest, trials, cells, advance)
+            try:
+                run_contest(contest, trials, cells, advance)
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(
+                    f"what is finished stands in {folder}, and the same command goes on from there"
+                ) from stop
             progress.update(task, description="Writing the report", completed=total)
             write_paper(folder, contest, trials.rows, cells.rows, command_line())
         console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
