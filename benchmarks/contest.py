@@ -215,7 +215,6 @@ class Bench:
             "update_seconds": round(update_seconds, 4),
             "selection_example_gradients": procedure.selection_gradients(problem),
             "update_example_gradients": gradients,
-            "tuned": trial,
         }
 
     def reference_rows(self) -> list[dict[str, Any]]:
@@ -231,7 +230,7 @@ class Bench:
                 "selection_example_gradients": 0,
                 "update_example_gradients": gradients,
             }
-            rows.append(self._row(Arm(name, 1.0, 1.0), 1.0, params) | costs | {"tuned": None})
+            rows.append(self._row(Arm(name, 1.0, 1.0), 1.0, params) | costs)
         return rows
 
     def _row(self, arm: Arm, known: float, params: Any) -> dict[str, Any]:
@@ -248,7 +247,7 @@ class Bench:
             "known": known,
             **arm._asdict(),
             "seed": subject.seed,
-            **{k: round(v, 5) if isinstance(v, float) else v for k, v in evidence.items()},
+            **{k: round(v, 4) if isinstance(v, float) else v for k, v in evidence.items()},
             "retrain_example_gradients": self._retrain_gradients,
         }
 

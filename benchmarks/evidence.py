@@ -119,9 +119,9 @@ def membership(subject: Subject, params: Any) -> dict[str, float]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _membership(model: Model, params: Any, members: Split, others: Split) -> Any:
-    logits = [model.apply(params, split.images) for split in (members, others)]
+    logits = [model.apply(params, jnp.asarray(split.images)) for split in (members, others)]
     losses = [
-        -jnp.take_along_axis(jax.nn.log_softmax(x), split.labels[:, None], 1)[:, 0]
+        -jnp.take_along_axis(jax.nn.log_softmax(x), jnp.asarray(split.labels)[:, None], 1)[:, 0]
         for x, split in zip(logits, (members, others), strict=True)
     ]
     entropy = sap.audit.entropy_attack(logits[0], members.labels, logits[1], others.labels)

@@ -15,18 +15,19 @@ from benchmarks.plots import WORDS, draw_images
 from benchmarks.statistics import interval
 from benchmarks.tables import plain_name
 
-OURS, SHARPEST, OTHERS = "#D55E00", "#E69F00", "#0072B2"
+OURS, SHARPEST, OTHERS = "#D55E00", "#009E73", "#0072B2"
 CURVES = {
-    "newton_step": ("#D55E00", "-"),
+    "newton_step": (OURS, "-"),
     "newton_step_perturbed": ("#E69F00", "-"),
-    "sharpest": ("#009E73", "-"),
-    "full": ("#0072B2", "-"),
+    "sharpest": (SHARPEST, "-"),
+    "full": (OTHERS, "-"),
     "last_layer": ("#CC79A7", "-"),
     "salun": ("#56B4E9", "--"),
     "scrub": ("#7F8C99", "--"),
     "poisoned": (INK, ":"),
     "retrained": (INK, "-"),
 }
+FRONTIER = {"newton_step": OURS, "sharpest": SHARPEST, "full": OTHERS}
 MOST_POINTS = 0.45
 """Gaps beyond this are drawn at the edge."""
 
@@ -61,10 +62,10 @@ def _draw_gaps(path: Path, rows: Rows, scenarios: Sequence[str], arms: Sequence[
     methods = ["poisoned", *(arm.method for arm in arms)]
     with figure(
         path,
-        (3.3 * len(scenarios) + 2.4, 2.1 + 0.3 * len(methods)),
+        (max(8.0, 3.3 * len(scenarios) + 2.4), 2.1 + 0.3 * len(methods)),
         "How far from retraining",
-        "Points from the retrained model, less is better: ◆ forget measure, ○ test accuracy. Bars: "
-        "95 % t intervals.",
+        "Points from the retrained model: ◆ forget measure, ○ test accuracy. Bars: 95 % t "
+        "intervals.",
     ) as canvas:
         axes = canvas.subplots(1, len(scenarios), squeeze=False, sharey=True)[0]
         for ax, scenario in zip(axes, scenarios, strict=True):
@@ -79,6 +80,7 @@ def _draw_gaps(path: Path, rows: Rows, scenarios: Sequence[str], arms: Sequence[
             ax.grid(axis="both", color=FAINT, linewidth=0.7)
             ax.axvline(0, color=INK, linewidth=1)
             ax.tick_params(axis="y", length=0)
+            ax.set_xlabel("points from the retrained model")
         axes[0].set_yticks(range(len(methods)), [plain_name(method) for method in methods])
         axes[0].set_ylim(len(methods) - 0.4, -0.6)
         for label, method in zip(axes[0].get_yticklabels(), methods, strict=True):
@@ -163,29 +165,27 @@ def _draw_frontier(path: Path, rows: Rows, scenarios: Sequence[str], contest: Co
     columns = [(scenario, view) for scenario in scenarios for view in views]
     with figure(
         path,
-        (3.6 * len(columns) + 1.0, 7.6),
+        (3.4 * len(columns) + 1.4, 7.6),
         "The frontier: recovery against size and cost",
-        f"Left of each pair: at {100 * main.budget:g} % of retraining's example gradients. Right: "
-        f"masks of {100 * main.fraction:g} % of the parameters. Dotted: the goals.",
+        f"By size at {100 * main.budget:g} % of the cost of retraining; by cost with "
+        f"{100 * main.fraction:g} % of the parameters. Dotted: goals.",
     ) as canvas:
         axes = canvas.subplots(2, len(columns), squeeze=False)
         for column, (scenario, view) in zip(axes.T, columns, strict=True):
             measures = ((FORGET_MEASURE[scenario], 0.95), ("test", 0.8))
             for ax, (short, goal) in zip(column, measures, strict=True):
-                for method, colour in (
-                    ("newton_step", OURS),
-                    ("sharpest", "#009E73"),
-                    ("full", OTHERS),
-                ):
+                places = set()
+                for method, colour in FRONTIER.items():
                     points = _frontier_points(rows, scenario, views[view], method, short, view)
                     if points:
                         x, y, error = zip(*points, strict=True)
-                        ax.errorbar(
-                            x, y, yerr=error, fmt="o-", color=colour, label=plain_name(method)
-                        )
+                        label = plain_name(method)
+                        ax.errorbar(x, y, yerr=error, fmt="o-", color=colour, label=label)
+                        places |= set(x)
                 ax.axhline(goal, color=INK, linewidth=1, linestyle=(0, (2, 2)))
                 ax.set_xscale("log")
-                ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+                ax.minorticks_off()
+                ax.set_xticks(sorted(places), [f"{x:g}" for x in sorted(places)])
                 ax.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
                 ax.grid(axis="y", color=FAINT, linewidth=0.7)
                 ax.set_title(f"{scenario} · {WORDS[short]}", fontsize=10)

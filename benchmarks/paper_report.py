@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.contest import Arm, Contest, make_subject
 from benchmarks.curvature import ESTIMATOR, gradient_equivalents
 from benchmarks.evidence import (
@@ -358,7 +360,8 @@ def _chosen(row: dict[str, Any]) -> str:
 
 def _how(contest: Contest, subject: Subject, rows: Rows, command: str) -> str:
     settings = contest.settings[subject.scenario]
-    sample = as_batch(subject.dataset.train.take(slice(0, 500)))
+    count = min(500, len(subject.dataset.train.labels))
+    sample = as_batch(subject.dataset.train.take(np.arange(count)))
     measured = gradient_equivalents(subject.model, subject.params, sample)
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
     sizes = ", ".join(

@@ -159,7 +159,7 @@ def claims(rows: Rows, scenarios: Iterable[str], arms: Sequence[Arm]) -> list[Co
 
 def _compare(rows: Rows, arms: Sequence[Arm], pairs: list[Any]) -> list[Comparison]:
     by_name = {arm.method: arm for arm in arms}
-    found = []
+    found: list[tuple[str, str, str, str, PairedDifference]] = []
     for scenario, method, other, measure, distance in pairs:
         if not {method, other} <= by_name.keys():
             continue
@@ -172,4 +172,7 @@ def _compare(rows: Rows, arms: Sequence[Arm], pairs: list[Any]) -> list[Comparis
             test = paired_test([others[seed] for seed in seeds], [own[seed] for seed in seeds])
             found.append((scenario, method, other, measure, test))
     corrected = holm([test.p_value for *_, test in found])
-    return [Comparison(*each, p) for each, p in zip(found, corrected, strict=True)]
+    return [
+        Comparison(scenario, method, other, measure, test, p)
+        for (scenario, method, other, measure, test), p in zip(found, corrected, strict=True)
+    ]
