@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -174,37 +173,53 @@ def _draw_frontier(path: Path, rows: Rows, scenarios: Sequence[str], contest: Co
         for column, (scenario, view) in zip(axes.T, columns, strict=True):
             measures = ((FORGET_MEASURE[scenario], 0.95), ("test", 0.8))
             for ax, (short, goal) in zip(column, measures, strict=True):
-                places = set()
+                recovered, places = _is_recovered(rows, scenario, arms, short), set()
                 for method, colour in FRONTIER.items():
-                    points = _frontier_points(rows, scenario, views[view], method, short, view)
+                    points = _frontier_points(
+                        rows, scenario, views[view], method, short, view, recovered
+                    )
                     if points:
                         x, y, error = zip(*points, strict=True)
                         label = plain_name(method)
                         ax.errorbar(x, y, yerr=error, fmt="o-", color=colour, label=label)
                         places |= set(x)
-                ax.axhline(goal, color=INK, linewidth=1, linestyle=(0, (2, 2)))
+                ax.axhline(goal if recovered else 0, color=INK, linewidth=1, linestyle=(0, (2, 2)))
                 ax.set_xscale("log")
                 ax.minorticks_off()
                 ax.set_xticks(sorted(places), [f"{x:g}" for x in sorted(places)])
-                ax.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
+                suffix = " %" if recovered else ""
+                ax.yaxis.set_major_formatter(lambda y, _, s=suffix: f"{100 * y:.0f}{s}")
                 ax.grid(axis="y", color=FAINT, linewidth=0.7)
-                ax.set_title(f"{scenario} · {WORDS[short]}", fontsize=10)
+                unit = "recovery" if recovered else "gap to retraining, points"
+                ax.set_title(f"{scenario} · {WORDS[short]}: {unit}", fontsize=9)
             column[-1].set_xlabel(view)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
+def _is_recovered(rows: Rows, scenario: str, arms: Sequence[Arm], short: str) -> bool:
+    """Whether there is enough to recover for a share of it to mean something."""
+    return all(
+        row[f"{short}_recovery"] is not None for arm in arms for row in of(rows, scenario, arm)
+    )
+
+
 def _frontier_points(
-    rows: Rows, scenario: str, arms: Sequence[Arm], method: str, short: str, view: str
+    rows: Rows,
+    scenario: str,
+    arms: Sequence[Arm],
+    method: str,
+    short: str,
+    view: str,
+    recovered: bool,
 ) -> list[tuple[float, float, float]]:
+    """Size or cost in per cent, what is recovered, and its half width."""
     points = []
     for arm in arms:
         if arm.method != method or not (own := of(rows, scenario, arm)):
             continue
         line = standing(own).line
-        if short not in line.recoveries:
-            continue
-        value: Any = line.recoveries[short]
+        value = (line.recoveries if recovered else line.gaps)[short]
         share = 1.0 if method == "full" else arm.fraction
         x = 100 * (share if "parameters" in view else arm.budget)
         points.append((x, value.mean, value.half_width or 0.0))
