@@ -44,8 +44,6 @@ class Procedure(NamedTuple):
     """A way of unlearning."""
 
     summary: str
-    group: str
-    """`selection` for a mask with corrective steps, `baseline` for what others do."""
     corrective: bool
     """Whether it uses the corrected examples."""
     trials: Sequence[Trial]
@@ -66,9 +64,9 @@ def _descend(
     batches: Any,
     numbers: tuple[Any, ...],
 ) -> Any:
-    return sap.iterative_update(loss_fn, params, batches, optimizer=optimizer(*numbers), mask=mask)[
-        0
-    ]
+    chain = optimizer(*numbers)
+    moved, _ = sap.iterative_update(loss_fn, params, batches, optimizer=chain, mask=mask)
+    return moved
 
 
 Parts = Callable[[Problem, Trial], list[tuple[Split, float, float]]]
@@ -102,7 +100,6 @@ def _steps(
     *,
     summary: str,
     selection: str = "full",
-    group: str = "baseline",
     corrective: bool = False,
     trials: Sequence[Trial] = tuple({"rate": rate} for rate in UPDATES["iterative"].trials),
 ) -> Procedure:
@@ -116,10 +113,10 @@ def _steps(
         return params, batches["label"].size
 
     chosen = SELECTIONS[selection]
-    return Procedure(summary, group, corrective, trials, chosen.select, chosen.gradients, run)
+    return Procedure(summary, corrective, trials, chosen.select, chosen.gradients, run)
 
 
-def _perturbed_steps(*, summary: str, selection: str, group: str) -> Procedure:
+def _perturbed_steps(*, summary: str, selection: str) -> Procedure:
     """The same on corrective batches by `sharpness_aware`, perturbed by what is to be corrected."""
 
     def run(problem: Problem, mask: Any, budget: int, trial: Trial) -> tuple[Any, int]:
@@ -136,7 +133,7 @@ def _perturbed_steps(*, summary: str, selection: str, group: str) -> Procedure:
 
     chosen = SELECTIONS[selection]
     trials = _grid("rate", (3e-3, 1e-2, 3e-2, 1e-1), "radius", (0.05, 0.5))
-    return Procedure(summary, group, True, trials, chosen.select, chosen.gradients, run)
+    return Procedure(summary, True, trials, chosen.select, chosen.gradients, run)
 
 
 def _grid(name: str, values: Sequence[float], other: str, others: Sequence[float]) -> list[Trial]:
@@ -153,7 +150,7 @@ def _first_order(
     )
 
 
-def _first(*, summary: str, selection: str, group: str) -> Procedure:
+def _first(*, summary: str, selection: str) -> Procedure:
     """One closed-form step on a sample of the corrections."""
 
     def run(problem: Problem, mask: Any, budget: int, trial: Trial) -> tuple[Any, int]:
@@ -163,7 +160,7 @@ def _first(*, summary: str, selection: str, group: str) -> Procedure:
 
     chosen = SELECTIONS[selection]
     trials = [{"step_size": value} for value in UPDATES["first_order"].trials]
-    return Procedure(summary, group, True, trials, chosen.select, chosen.gradients, run)
+    return Procedure(summary, True, trials, chosen.select, chosen.gradients, run)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
@@ -198,7 +195,7 @@ def _output_loss(logits: jax.Array, example: dict[str, jax.Array]) -> jax.Array:
     return -example["weight"] * jax.nn.log_softmax(logits)[example["label"]]
 
 
-def _second(*, summary: str, selection: str, group: str) -> Procedure:
+def _second(*, summary: str, selection: str) -> Procedure:
     """Re-linearised Newton steps by conjugate gradients, on a sample of the corrected data."""
     # For each step a gradient, the loss before and after, the check of the solution and that of
     # the decrease; the sample is as large as the budget allows if every product is used.
@@ -222,7 +219,7 @@ def _second(*, summary: str, selection: str, group: str) -> Procedure:
 
     chosen = SELECTIONS[selection]
     trials = [{"damping": value} for value in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)]
-    return Procedure(summary, group, True, trials, chosen.select, chosen.gradients, run)
+    return Procedure(summary, True, trials, chosen.select, chosen.gradients, run)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -248,7 +245,6 @@ def _dampening() -> Procedure:
     return Procedure(
         "selective synaptic dampening: shrinks entries whose Fisher information is higher on the "
         "poisoned examples than on the data",
-        "baseline",
         False,
         [{"alpha": value} for value in (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)],
         lambda p: _fishers(p, "original", "train"),
@@ -264,7 +260,6 @@ def _noising() -> Procedure:
 
     return Procedure(
         "Fisher forgetting: noise where the retained examples hold little information",
-        "baseline",
         False,
         [{"scale": v} for v in (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 2e-2)],
         lambda p: _fishers(p, "retained"),
@@ -291,7 +286,6 @@ def _teaching() -> Procedure:
     full = SELECTIONS["full"]
     return Procedure(
         "SCRUB: away from the poisoned model on the poisoned examples, close to it on the others",
-        "baseline",
         False,
         _grid("rate", (1e-4, 3e-4, 1e-3, 3e-3), "alpha", (0.1, 1.0)),
         full.select,
@@ -302,7 +296,7 @@ def _teaching() -> Procedure:
 
 def _masked(name: str) -> Procedure:
     summary = SELECTIONS[name].summary
-    return _steps(_corrective, summary=summary, selection=name, group="selection", corrective=True)
+    return _steps(_corrective, summary=summary, selection=name, corrective=True)
 
 
 def _salun_selection(problem: Problem) -> Any:
@@ -312,20 +306,14 @@ def _salun_selection(problem: Problem) -> Any:
 PROCEDURES: dict[str, Procedure] = {
     "newton_step": _masked("newton_step"),
     "newton_step_perturbed": _perturbed_steps(
-        summary="the same entries by sharpness-aware steps",
-        selection="newton_step",
-        group="selection",
+        summary="the same entries by sharpness-aware steps", selection="newton_step"
     ),
     "sharpest": _masked("sharpest"),
     "sharpest_first_order": _first(
-        summary="the entries of largest curvature by one first-order step",
-        selection="sharpest",
-        group="selection",
+        summary="the entries of largest curvature by one first-order step", selection="sharpest"
     ),
     "sharpest_second_order": _second(
-        summary="the entries of largest curvature by two Newton steps",
-        selection="sharpest",
-        group="selection",
+        summary="the entries of largest curvature by two Newton steps", selection="sharpest"
     ),
     **{
         name: _masked(name)
@@ -340,14 +328,10 @@ PROCEDURES: dict[str, Procedure] = {
         )
     },
     "full_perturbed": _perturbed_steps(
-        summary="every parameter by sharpness-aware steps", selection="full", group="baseline"
+        summary="every parameter by sharpness-aware steps", selection="full"
     ),
-    "full_first_order": _first(
-        summary="every parameter by one first-order step", selection="full", group="baseline"
-    ),
-    "full_second_order": _second(
-        summary="every parameter by two Newton steps", selection="full", group="baseline"
-    ),
+    "full_first_order": _first(summary="every parameter by one first-order step", selection="full"),
+    "full_second_order": _second(summary="every parameter by two Newton steps", selection="full"),
     "fine_tune": _steps(
         lambda problem, trial: [(problem.retained, 1.0, 1.0)],
         summary="fine-tuning on the retained examples alone",
