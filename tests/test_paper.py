@@ -35,6 +35,25 @@ def stable(rows):
     return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in rows]
 
 
+def test_what_is_recorded_is_not_done_again(small, tmp_path):
+    trials, cells = records(tmp_path / "some")
+    assert len(list(small.work(trials, cells))) == 3 + 2 * 2 * 3
+    trials.append(*({"scenario": "label", **arm._asdict()} for arm in small.arms))
+    of = lambda arm, seed, known: {"known": known, **arm._asdict(), "seed": seed}
+    for known in small.known:
+        cells.append(*({"scenario": "label"} | of(arm, 1, known) for arm in small.arms))
+    again = records(tmp_path / "some")
+    left = list(small.work(*again))
+    assert left == [("label", 2, known, arm) for known in small.known for arm in small.arms]
+    cells.append({"scenario": "label"} | of(small.arms[0], 2, 0.5))
+    assert list(small.work(trials, cells)) == left[1:]
+    wider = dataclasses.replace(small, frontier=(Arm("full", 0.05, 0.2),))
+    assert len(list(wider.work(trials, cells))) == len(left) - 1
+    wider = dataclasses.replace(wider, frontier_scenarios=("label",))
+    assert len(list(wider.work(trials, cells))) == len(left) - 1 + 1 + 2  # its trials, two seeds
+
+
+@pytest.mark.slow
 def test_a_kill_costs_what_was_under_way(small, tmp_path, monkeypatch):
     whole = records(tmp_path / "whole")
     pieces = []
