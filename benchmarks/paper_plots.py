@@ -190,7 +190,7 @@ def _draw_frontier(path: Path, rows: Rows, scenarios: Sequence[str], contest: Co
                 suffix = " %" if recovered else ""
                 ax.yaxis.set_major_formatter(lambda y, _, s=suffix: f"{100 * y:.0f}{s}")
                 ax.grid(axis="y", color=FAINT, linewidth=0.7)
-                unit = "recovery" if recovered else "gap to retraining, points"
+                unit = "recovery" if recovered else "gap, points"
                 ax.set_title(f"{scenario} · {WORDS[short]}: {unit}", fontsize=9)
             column[-1].set_xlabel(view)
         handles, labels = axes[0, 0].get_legend_handles_labels()

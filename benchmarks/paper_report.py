@@ -172,6 +172,9 @@ def _plain_findings(rows: Rows, scenarios: Sequence[str], arms: Sequence[Arm]) -
         for scenario in scenarios
         if (others := standings(rows, scenario, arms)[len(REFERENCES) :])
     )
+    worse = sum(
+        width is not None and mean + width < 0 for mean, width, _ in (c.difference for c in rivals)
+    )
     met = _num_reached(rows, scenarios, arms)
     sentences = [
         f"- The goal for `{PROPOSED}`, to restore {100 * FORGET_GOAL:g} % of the forget measure "
@@ -180,7 +183,8 @@ def _plain_findings(rows: Rows, scenarios: Sequence[str], arms: Sequence[Arm]) -
         f"- Nearest to retraining over forget, retained and test examples together: {nearest}.",
         f"- `{PROPOSED}` against the best other procedure of each cell: nearer to retraining in "
         f"{count('nearer', rivals)}, further in {count('further', rivals)} and without a shown "
-        f"difference in {count('no difference shown', rivals)} of {len(rivals)} cells.",
+        f"difference in {count('no difference shown', rivals)} of {len(rivals)} cells. By the "
+        f"intervals, which are not corrected for their number, it is further in {worse}.",
     ]
     words = {
         "random_like_sharpest": "the ranking by curvature adds something beyond its choice of "
