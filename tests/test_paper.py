@@ -7,6 +7,7 @@ import re
 import pytest
 
 import benchmarks.contest as contest_module
+import benchmarks.paper
 from benchmarks.__main__ import main
 from benchmarks.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest
 from benchmarks.errors import UsageError
@@ -184,6 +185,27 @@ def test_sizes():
         Paper(dataset="mnist", train_examples=900).contest().settings["sample"].train_examples
         == 900
     )
+
+
+def test_a_folder_belongs_to_its_settings(tmp_path, monkeypatch, capsys):
+    def work(contest, trials, cells, advance):
+        assert contest.known == (1.0,)
+        advance("working")
+        if interrupted:
+            raise KeyboardInterrupt
+
+    interrupted = False
+    monkeypatch.setattr(benchmarks.paper, "run_contest", work)
+    monkeypatch.setattr(benchmarks.paper, "write_paper", lambda folder, *_: None)
+    command = ["paper", "--quick", "--output", str(tmp_path / "out"), "--scenarios", "label"]
+    assert main(command) == 0
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["dataset"] == "digits"
+    assert main([*command, "--seeds", "7", "--procedures", "full"]) == 0  # adds to it
+    assert main([*command, "--model", "cnn"]) == 2
+    assert "was begun with other settings (model)" in capsys.readouterr().err
+    interrupted = True
+    assert main(command) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
 
 
 @pytest.mark.slow
