@@ -9,6 +9,7 @@ from benchmarks.ablation import Ablation
 from benchmarks.audit import Audit
 from benchmarks.errors import UsageError
 from benchmarks.listing import List
+from benchmarks.paper import Paper
 from benchmarks.propagation import Propagation
 from benchmarks.selection import Selection
 from benchmarks.speed import Speed
@@ -21,6 +22,7 @@ COMMANDS = {
     "propagation": Propagation,
     "selection": Selection,
     "ablation": Ablation,
+    "paper": Paper,
     "list": List,
 }
 

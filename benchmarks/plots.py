@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from benchmarks.drawing import FAINT, INK, MUTED, figure
 from benchmarks.experiment import Case
 from benchmarks.methods import METHODS
+from benchmarks.scenarios import Poisoned
 from benchmarks.summary import Line
 from benchmarks.tables import TITLES, plain_name, short_number
 
@@ -48,7 +49,7 @@ def draw_all(folder: Path, lines: Sequence[Line], masks: dict[str, Any], case: C
     draw_recovery(folder / "recovery.png", lines)
     draw_accuracy(folder / "accuracy.png", lines)
     draw_masks(folder / "masks.png", masks)
-    draw_images(folder / "images.png", case)
+    draw_images(folder / "images.png", case.poisoned)
     return ["recovery.png", "accuracy.png", "masks.png", "images.png"]
 
 
@@ -303,9 +304,8 @@ def layer_shares(mask: Any) -> dict[str, float]:
     return {layer: count / total for layer, count in counts.items()}
 
 
-def draw_images(path: Path, case: Case) -> None:
+def draw_images(path: Path, poisoned: Poisoned) -> None:
     """A few poisoned examples beside what they should have been."""
-    poisoned = case.poisoned
     removal = poisoned.corrected is None
     rows = [("to be removed", poisoned.original)] if removal else []
     if poisoned.corrected is not None:
@@ -328,7 +328,7 @@ def draw_images(path: Path, case: Case) -> None:
                 ax.set_yticks([])
                 for spine in ax.spines.values():
                     spine.set_visible(False)
-                wrong = removal or split.labels[i] != case.poisoned.forget.labels[i]
+                wrong = removal or split.labels[i] != poisoned.forget.labels[i]
                 ax.set_title(
                     str(split.labels[i]),
                     loc="center",

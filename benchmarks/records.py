@@ -47,7 +47,7 @@ class Record:
         if len(set(keys) - self._done) < len(keys):
             raise ValueError(f"A row of {self._path.name} is recorded twice; got {keys}.")
         with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.write("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
             file.flush()
             os.fsync(file.fileno())
         self.rows += rows

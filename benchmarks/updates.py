@@ -1,7 +1,7 @@
 """How the selected parameters are changed: one step in closed form or Newton's, or many steps."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -68,13 +68,26 @@ def make_batches(
       seed: of the order.
     """
     parts = [(about, weight)] if retained is None else [(about, weight), (retained, 1.0)]
-    share = batch_size // len(parts)
-    halves = []
-    for split, w in parts:
-        ids = shuffled_batches(np.arange(len(split.labels)), steps, share, seed)
-        weights = np.full(ids.shape, w, np.float32)
-        halves.append({"image": split.images[ids], "label": split.labels[ids], "weight": weights})
-    return {name: np.concatenate([part[name] for part in halves], axis=1) for name in halves[0]}
+    counted = [(split, w, batch_size // len(parts)) for split, w in parts]
+    return mix_batches(counted, steps=steps, seed=seed)
+
+
+def mix_batches(
+    parts: Sequence[tuple[Split, float, int]], *, steps: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Batches made of several kinds of examples.
+
+    Args:
+      parts: examples, the weight of each of them in the loss, and how many of them go into a batch.
+      steps: the number of batches.
+      seed: of the order.
+    """
+    mixed = []
+    for split, weight, count in parts:
+        ids = shuffled_batches(np.arange(len(split.labels)), steps, count, seed)
+        weights = np.full(ids.shape, weight, np.float32)
+        mixed.append({"image": split.images[ids], "label": split.labels[ids], "weight": weights})
+    return {name: np.concatenate([part[name] for part in mixed], axis=1) for name in mixed[0]}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

@@ -1,0 +1,177 @@
+"""What is measured of one model: accuracies, membership, relearning, distances."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sapsel_jax as sap
+from benchmarks.data import Dataset, Split
+from benchmarks.metrics import accuracy, count_changed, count_entries, recovery
+from benchmarks.models import Model
+from benchmarks.scenarios import TARGET, Poisoned, add_mark, add_trigger, shift_labels
+from benchmarks.summary import ACCURACIES
+from benchmarks.updates import as_batch
+
+MOST = 1_000
+"""Examples of a set, where a sample of it will do."""
+COUNTS = (0, 1, 5, 10, 50, 100)
+"""Poisoned examples that a relearning attacker holds."""
+HELD_SHARE = 0.2
+"""Of the poisoned examples: what the attacker chooses from."""
+STEP_SIZES = (1e-3, 3e-3, 1e-2)
+RELEARNING_STEPS, RELEARNING_BATCH = 30, 10
+
+
+class Subject(NamedTuple):
+    """One seed: the poisoned and the retrained model, and the data they are judged on."""
+
+    scenario: str
+    seed: int
+    model: Model
+    dataset: Dataset
+    poisoned: Poisoned
+    params: Any
+    """The poisoned model's parameters."""
+    retrained: Any
+    steps: int
+    """Training steps of both."""
+
+    @property
+    def sets(self) -> dict[str, Split | None]:
+        """What each accuracy is measured on."""
+        return {
+            "test_accuracy": self.dataset.test,
+            "forget_accuracy": self.poisoned.forget,
+            "attack_success": self.poisoned.attack,
+        }
+
+
+def unseen_alike(dataset: Dataset, scenario: str) -> Split:
+    """Test examples made like the poisoned ones: what a member must be told from."""
+    images, labels = dataset.test
+    if scenario == "label":
+        return Split(images, shift_labels(labels, dataset.num_classes))
+    if scenario == "backdoor":
+        victims = labels != TARGET
+        return Split(add_trigger(images[victims]), np.full_like(labels[victims], TARGET))
+    if scenario == "feature":
+        return Split(add_mark(images, labels, dataset.num_classes), labels)
+    return dataset.test
+
+
+def figures(subject: Subject, params: Any) -> dict[str, Any]:
+    """Accuracies: of the test set, the forget set, the retained set, and the attack's success."""
+    measured: dict[str, Any] = {
+        name: None if split is None else accuracy(subject.model, params, split)
+        for name, split in subject.sets.items()
+    }
+    retained = subject.poisoned.train.take(subject.poisoned.retained[:MOST])
+    return measured | {"retain_accuracy": accuracy(subject.model, params, retained)}
+
+
+def towards(
+    subject: Subject, after: dict[str, Any], before: dict[str, Any], aim: dict[str, Any]
+) -> dict[str, Any]:
+    """What of each gap is recovered, what is left of it, and the tug-of-war over all.
+
+    Args:
+      subject: whose figures they are.
+      after: the figures of the unlearned model.
+      before: those of the poisoned model.
+      aim: those of the retrained model.
+    """
+    fields: dict[str, Any] = {}
+    for short, name in ACCURACIES.items():
+        split = subject.sets[name]
+        fields[f"{short}_recovery"] = fields[f"{short}_gap"] = None
+        if split is not None:
+            values = (after[name], before[name], aim[name])
+            fields[f"{short}_recovery"] = recovery(*values, len(split.labels))
+            fields[f"{short}_gap"] = after[name] - aim[name]
+    pulled = ("forget_accuracy", "retain_accuracy", "test_accuracy")
+    of = lambda measured: jnp.array([measured[name] for name in pulled], jnp.float32)
+    return fields | {"tug_of_war": float(sap.audit.tug_of_war(of(after), of(aim)))}
+
+
+def changes(subject: Subject, params: Any) -> dict[str, Any]:
+    """How far the parameters went, and how far they are from the retrained ones."""
+    return {
+        "changed_entries": count_changed(subject.params, params),
+        "total_entries": count_entries(params),
+        "moved": float(sap.audit.distance(params, subject.params)),
+        "distance": float(sap.audit.distance(params, subject.retrained)),
+    }
+
+
+def membership(subject: Subject, params: Any) -> dict[str, float]:
+    """Whether the poisoned examples can be told from unseen ones made alike: 1/2 is chance."""
+    rng = np.random.default_rng([subject.seed, 7])
+    sets = []
+    for split in (subject.poisoned.original, unseen_alike(subject.dataset, subject.scenario)):
+        count = len(split.labels)
+        sets.append(split.take(rng.permutation(count)[:MOST]))
+    entropy, logistic = _membership(subject.model, params, *sets)
+    return {"membership_entropy": float(entropy), "membership_logistic": float(logistic)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _membership(model: Model, params: Any, members: Split, others: Split) -> Any:
+    logits = [model.apply(params, jnp.asarray(split.images)) for split in (members, others)]
+    losses = [
+        -jnp.take_along_axis(jax.nn.log_softmax(x), jnp.asarray(split.labels)[:, None], 1)[:, 0]
+        for x, split in zip(logits, (members, others), strict=True)
+    ]
+    entropy = sap.audit.entropy_attack(logits[0], members.labels, logits[1], others.labels)
+    return entropy.auc, sap.audit.logistic_attack(*losses).accuracy
+
+
+def relearning_counts(num_poisoned: int) -> tuple[int, ...]:
+    """How many poisoned examples the attacker holds in turn: those of the protocol there are."""
+    return tuple(count for count in COUNTS if count <= _num_held(num_poisoned))
+
+
+def _num_held(num_poisoned: int) -> int:
+    return max(1, round(HELD_SHARE * num_poisoned))
+
+
+def relearning(subject: Subject, params: Any) -> list[float]:
+    """How often what was unlearned comes back on the other poisoned examples, for each count."""
+    split = subject.poisoned.original
+    counts = relearning_counts(len(split.labels))
+    order = np.random.default_rng([subject.seed, 8]).permutation(len(split.labels))
+    held = _num_held(len(order))
+    examples = as_batch(split.take(order[:held][: counts[-1]]))
+    heldout = as_batch(split.take(order[held:][:MOST]))
+    rates = _relearn(subject.model, counts, params, examples, heldout)
+    return [round(float(rate), 4) for rate in rates]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _relearn(
+    model: Model, counts: tuple[int, ...], params: Any, examples: Any, heldout: Any
+) -> jax.Array:
+    def score(p: Any, batch: Any) -> jax.Array:
+        return sap.audit.accuracy(model.apply(p, batch["image"]), batch["label"])
+
+    return sap.audit.relearn(
+        model.loss,
+        params,
+        examples,
+        heldout,
+        score_fn=score,
+        step_sizes=jnp.array(STEP_SIZES),
+        counts=counts,
+        num_steps=RELEARNING_STEPS,
+        batch_size=RELEARNING_BATCH,
+    ).rates
+
+
+def relearning_areas(
+    rates: list[float], retrained: list[float], counts: tuple[int, ...]
+) -> dict[str, float]:
+    """What lies between a model's relearning curve and the retrained model's."""
+    area = sap.audit.relearning_area(jnp.array(rates), jnp.array(retrained), counts=counts)
+    return {"relearning_signed": float(area.signed), "relearning_absolute": float(area.absolute)}
