@@ -57,9 +57,7 @@ def test_the_curvature_is_that_of_the_loss_that_was_trained(removal):
         trained = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), original, rest)
         want = dense_diagonal(lambda p: mean_loss(loss_fn, p, trained), params)
         curvature = sap.exact_diagonal(loss_fn)
-        got = run(
-            loss_fn, (params, original, corrected, data), fraction=0.2, curvature=curvature
-        )
+        got = run(loss_fn, (params, original, corrected, data), fraction=0.2, curvature=curvature)
         chex.assert_trees_all_close(got.diagonal, want, rtol=1e-8, atol=1e-10)
         chex.assert_trees_all_equal(got.mask, sap.select_top_fraction(want, 0.2))
 
