@@ -19,6 +19,7 @@ from benchmarks.evidence import (
 )
 from benchmarks.experiment import TUNING_SEED
 from benchmarks.page import write_page
+from benchmarks.paper_figures import area_text, figures_table
 from benchmarks.paper_plots import draw_paper
 from benchmarks.paper_summary import (
     FORGET_GOAL,
@@ -26,7 +27,6 @@ from benchmarks.paper_summary import (
     TEST_GOAL,
     Comparison,
     Rows,
-    Standing,
     against_rivals,
     claims,
     of,
@@ -44,7 +44,6 @@ from benchmarks.tables import (
     markdown_table,
     percent,
     plain_name,
-    seconds,
     short_number,
     towards_retraining,
 )
@@ -72,7 +71,7 @@ def write_paper(folder: Path, contest: Contest, trials: Rows, rows: Rows, comman
         "Orange and green: selection by curvature, with and without the gradient. Blue: the others."
     )
     for scenario in scenarios:
-        parts += [f"### {scenario}", _figures(rows, scenario, contest.arms)]
+        parts += [f"### {scenario}", figures_table(rows, scenario, contest.arms)]
     parts += [_reading(), "## Relearning", _relearning_words()]
     parts += [f"![relearning]({pictures['relearning']})", "All attackers alike, see above."]
     if "frontier" in pictures:
@@ -137,7 +136,7 @@ def _goals(rows: Rows, scenarios: Sequence[str], arms: Sequence[Arm]) -> str:
                 scenario,
                 "relearning area",
                 NONE,
-                NONE if own is None else _area(own),
+                NONE if own is None else area_text(own),
                 "0",
                 NONE,
                 NONE,
@@ -154,12 +153,6 @@ def _difference(comparison: Comparison | None) -> str:
     mean, half_width, _ = comparison.difference
     text = percent(Interval(mean, half_width), signed=True)
     return f"**{text}**" if comparison.verdict == "nearer" else text
-
-
-def _area(value: Interval) -> str:
-    return f"{100 * value.mean:.1f}" + (
-        "" if value.half_width is None else f" ±{100 * value.half_width:.1f}"
-    )
 
 
 def _plain_findings(rows: Rows, scenarios: Sequence[str], arms: Sequence[Arm]) -> str:
@@ -228,59 +221,6 @@ def _poisoning(scenario: str) -> str:
         f"**{scenario}.** {100 * spec.share:g} % of the training examples: {spec.summary}. Forget "
         f"accuracy: {spec.forget}.{attack}"
     )
-
-
-def _figures(rows: Rows, scenario: str, arms: Sequence[Arm]) -> str:
-    lines = standings(rows, scenario, arms)
-    shorts = list(lines[0].line.accuracies)
-    columns = ["procedure", *(f"{WORDS[short]} %" for short in shorts)]
-    columns += [*(f"{short} recovery %" for short in shorts), "tug-of-war", "membership"]
-    columns += ["relearning area", "changed %", "cost %", "seconds"]
-    aim = next(each for each in lines if each.method == "retrained")
-    table = [_figure_cells(each, shorts) for each in lines]
-    contenders = [i for i, each in enumerate(lines) if each.line.update == "any"]
-    for column, distance in enumerate(_distances(shorts, aim), start=1):
-        values = {i: distance(lines[i]) for i in contenders}
-        known = {i: value for i, value in values.items() if value is not None}
-        best = min(known.values(), default=None)
-        for i, value in known.items():
-            if best is not None and value <= best + 1e-9:
-                table[i][column] = f"**{table[i][column]}**"
-    return markdown_table(columns, table)
-
-
-def _distances(shorts: Sequence[str], aim: Standing) -> list[Any]:
-    """For each column from the first accuracy on: how far a procedure is from the best there."""
-    gaps = [lambda s, short=short: abs(s.line.gaps[short].mean) for short in shorts]
-    nothing = [lambda s: None for _ in shorts]
-
-    def membership(each: Standing) -> float | None:
-        if each.membership is None or aim.membership is None:
-            return None
-        return abs(each.membership.mean - aim.membership.mean)
-
-    return [
-        *gaps,
-        *nothing,
-        lambda s: -s.tug_of_war.mean,
-        membership,
-        lambda s: None if s.relearning is None else s.relearning.mean,
-    ]
-
-
-def _figure_cells(each: Standing, shorts: Sequence[str]) -> list[str]:
-    line = each.line
-    return [
-        plain_name(each.method),
-        *(percent(line.accuracies[short]) for short in shorts),
-        *(towards_retraining(line, short) for short in shorts),
-        f"{each.tug_of_war.mean:.3f}",
-        NONE if each.membership is None else f"{each.membership.mean:.3f}",
-        NONE if each.relearning is None else _area(each.relearning),
-        f"{100 * line.changed / line.total:.1f}",
-        f"{100 * each.share:.2f}",
-        seconds(line.selection_seconds + line.update_seconds),
-    ]
 
 
 def _reading() -> str:
