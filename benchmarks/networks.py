@@ -206,7 +206,7 @@ class _Training(NamedTuple):
     steps: int
 
 
-TRAINING = {"digits": _Training(1_797, 256, 250), "mnist": _Training(10_000, 256, 250)}
+TRAINING = {"digits": _Training(1_797, 1_797, 150), "mnist": _Training(10_000, 256, 250)}
 
 
 @functools.cache
