@@ -11,6 +11,8 @@ import pytest
 import sapsel_jax as sap
 from sapsel_jax import audit
 
+pytestmark = pytest.mark.slow
+
 NUM_CLASSES, NUM_INPUTS, WIDTH, STEPS = 4, 24, 48, 200
 FORGET, TRAINED, UNSEEN = slice(0, 40), slice(40, 80), slice(80, 120)
 COUNTS = (0, 1, 10)

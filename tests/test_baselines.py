@@ -106,6 +106,7 @@ def test_weights_of_neggrad_make_its_loss():
     assert mean == pytest.approx(0.9 * 1.5 - 0.1 * 4.0)
 
 
+@pytest.mark.slow
 def test_scrub_starts_flat_and_its_teacher_stays(tiny):
     batches = scrub_batches(
         tiny.model,

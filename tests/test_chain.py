@@ -87,6 +87,7 @@ def test_a_mask_is_data_so_that_a_second_one_needs_no_trace():
     assert 0 < changed[0] <= 5 < changed[1] <= 20
 
 
+@pytest.mark.slow
 def test_the_chain_compiled_equals_the_chain_eager():
     def loss_fn(params, example):
         x, y = example

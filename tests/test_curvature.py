@@ -46,7 +46,15 @@ def keyed_through(make, key):
     return estimator
 
 
-@pytest.fixture(params=["exact", "hutchinson", "fisher", "gauss_newton", "sampled"])
+@pytest.fixture(
+    params=[
+        "exact",
+        "hutchinson",
+        "fisher",
+        pytest.param("gauss_newton", marks=pytest.mark.slow),
+        pytest.param("sampled", marks=pytest.mark.slow),
+    ]
+)
 def estimator(request):
     return estimators()[request.param]
 
@@ -56,7 +64,9 @@ def hessian_estimator(request):
     return estimators()[request.param]
 
 
-@pytest.mark.parametrize("network", [mlp, cnn], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(
+    "network", [pytest.param(mlp, id="mlp"), pytest.param(cnn, id="cnn", marks=pytest.mark.slow)]
+)
 def test_exact_diagonals_equal_the_dense_hessian_in_float64(network):
     with jax.enable_x64(True):
         loss_fn, *inputs = network()
@@ -132,7 +142,9 @@ def test_probes_are_exact_where_the_hessian_is_diagonal():
         chex.assert_trees_all_close(estimate, want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("microbatch", [1, 3, 7, 100])
+@pytest.mark.parametrize(
+    "microbatch", [3, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 7, 100))]
+)
 def test_microbatch_does_not_change_the_result(estimator, microbatch):
     loss_fn, params, batch = mlp()
     weights = jnp.arange(7.0)

@@ -177,6 +177,7 @@ def test_jit_equals_eager():
     chex.assert_trees_all_close(jax.jit(diagonal)(*inputs), diagonal(*inputs), rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [networks.mlp, networks.cnn], ids=["mlp", "cnn"])
 def test_microbatch_does_not_change_the_result(network):
     loss_fn, params, batch = network()

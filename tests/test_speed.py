@@ -144,6 +144,7 @@ def test_a_page_without_marks_is_refused(tmp_path):
         put_into_page(tmp_path / "missing.md", "table")
 
 
+@pytest.mark.slow
 def test_selection_leaves_a_row_for_every_contender_and_a_report(tmp_path):
     output = tmp_path / "selection"
     options = ["--entries", "20000", "--repeats", "1"]

@@ -60,7 +60,7 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param("label", marks=pytest.mark.slow)])
 def label_run(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "label"
     return output, run(output, seeds=2)
@@ -139,6 +139,7 @@ def test_tuning_gives_every_method_the_same_trials(label_run):
             assert used == {chosen["value"]}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_table(label_run, tmp_path):
     _, rows = label_run
     again = run(tmp_path / "again")
@@ -259,6 +260,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
         assert capsys.readouterr().err.startswith(error)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args):
         raise RuntimeError("half-way")
