@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.curvature import timed
 from benchmarks.data import Split
 from benchmarks.models import Model
+from benchmarks.output import leaves_by_path
 from benchmarks.training import Recipe, train
 
 SECONDS = "seconds of training"
@@ -55,20 +56,15 @@ def train_once(
         params, seconds = timed(lambda: train(model, recipe, storage, ids, steps, seed))
         _save(path, params, seconds)
     with np.load(path) as arrays:
-        leaves = [arrays[name] for name in _names(like)]
+        leaves = [arrays[name] for name in leaves_by_path(like)]
         return Trained(jax.tree.unflatten(jax.tree.structure(like), leaves), float(arrays[SECONDS]))
 
 
 def _save(path: Path, params: Any, seconds: float) -> None:
     """Writes the file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = dict(zip(_names(params), map(np.asarray, jax.tree.leaves(params)), strict=True))
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves_by_path(params).items()}
     handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".npz")
     with os.fdopen(handle, "wb") as file:
         np.savez(file, allow_pickle=False, **{SECONDS: np.float64(seconds)}, **arrays)
     Path(partial).replace(path)
-
-
-def _names(tree: Any) -> list[str]:
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]

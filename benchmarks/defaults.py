@@ -16,7 +16,7 @@ from benchmarks.metrics import accuracy
 from benchmarks.models import Model
 from benchmarks.records import Record
 from benchmarks.study import Part, load_case
-from benchmarks.updates import hessian_steps
+from benchmarks.updates import newton_steps
 
 DEFAULTS_SEEDS = 5
 
@@ -83,7 +83,7 @@ def _row(part: Part, case: Case, variant: Variant) -> dict[str, Any]:
     sample = jax.tree.map(lambda x: x[: variant.num_data], case.material.sample)
     diagonal = _diagonal(case.model, variant.curvature, case.params, sample, case.material.key)
     mask = _sharpest(diagonal, variant.fraction)
-    params, certificate = hessian_steps(
+    params, certificate = newton_steps(
         case.model,
         case.params,
         mask,

@@ -9,10 +9,16 @@ import numpy as np
 
 import sapsel_jax as sap
 from benchmarks.data import Dataset, Split
-from benchmarks.metrics import accuracy, count_changed, count_entries, recovery
+from benchmarks.metrics import (
+    accuracies,
+    accuracy,
+    count_changed,
+    count_entries,
+    judged_sets,
+    towards_retraining,
+)
 from benchmarks.models import Model
 from benchmarks.scenarios import TARGET, Poisoned, add_mark, add_trigger, shift_labels
-from benchmarks.summary import ACCURACIES
 from benchmarks.updates import as_batch
 
 MOST = 1_000
@@ -42,11 +48,7 @@ class Subject(NamedTuple):
     @property
     def sets(self) -> dict[str, Split | None]:
         """What each accuracy is measured on."""
-        return {
-            "test_accuracy": self.dataset.test,
-            "forget_accuracy": self.poisoned.forget,
-            "attack_success": self.poisoned.attack,
-        }
+        return judged_sets(self.dataset, self.poisoned)
 
 
 def unseen_alike(dataset: Dataset, scenario: str) -> Split:
@@ -64,10 +66,7 @@ def unseen_alike(dataset: Dataset, scenario: str) -> Split:
 
 def figures(subject: Subject, params: Any) -> dict[str, Any]:
     """Accuracies: of the test set, the forget set, the retained set, and the attack's success."""
-    measured: dict[str, Any] = {
-        name: None if split is None else accuracy(subject.model, params, split)
-        for name, split in subject.sets.items()
-    }
+    measured = accuracies(subject.model, params, subject.sets)
     retained = subject.poisoned.train.take(subject.poisoned.retained[:MOST])
     return measured | {"retain_accuracy": accuracy(subject.model, params, retained)}
 
@@ -83,14 +82,7 @@ def towards(
       before: those of the poisoned model.
       aim: those of the retrained model.
     """
-    fields: dict[str, Any] = {}
-    for short, name in ACCURACIES.items():
-        split = subject.sets[name]
-        fields[f"{short}_recovery"] = fields[f"{short}_gap"] = None
-        if split is not None:
-            values = (after[name], before[name], aim[name])
-            fields[f"{short}_recovery"] = recovery(*values, len(split.labels))
-            fields[f"{short}_gap"] = after[name] - aim[name]
+    fields = towards_retraining(subject.sets, after, before, aim)
     pulled = ("forget_accuracy", "retain_accuracy", "test_accuracy")
     of = lambda measured: jnp.array([measured[name] for name in pulled], jnp.float32)
     return fields | {"tug_of_war": float(sap.audit.tug_of_war(of(after), of(aim)))}

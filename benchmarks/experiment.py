@@ -10,7 +10,14 @@ import numpy as np
 from benchmarks.curvature import gradient_equivalents, timed
 from benchmarks.data import Dataset, Split
 from benchmarks.methods import METHODS, Material
-from benchmarks.metrics import accuracy, count_changed, count_entries, recovery
+from benchmarks.metrics import (
+    accuracies,
+    accuracy,
+    count_changed,
+    count_entries,
+    judged_sets,
+    towards_retraining,
+)
 from benchmarks.models import Model
 from benchmarks.scenarios import Poisoned, notice, poison
 from benchmarks.settings import Settings
@@ -210,6 +217,7 @@ def _measure(
     retrained, retrain_seconds = timed(lambda: retrain(settings, case))
     references = {"poisoned": evaluate(case, case.params), "retrained": evaluate(case, retrained)}
     retrain_gradients = case.steps * settings.recipe.batch_size
+    sets = judged_sets(case.dataset, case.poisoned)
 
     def row(method: str, update: str, params: Any, **fields: Any) -> dict[str, Any]:
         figures = references.get(method) or evaluate(case, params)
@@ -222,7 +230,7 @@ def _measure(
             "update": update,
             "seed": case.seed,
             **figures,
-            **towards_retraining(case, figures, **references),
+            **towards_retraining(sets, figures, **references),
             "changed_entries": count_changed(case.params, params),
             "total_entries": count_entries(params),
             "selection_seconds": 0.0,
@@ -279,29 +287,4 @@ def _measure(
 
 def evaluate(case: Case, params: Any) -> dict[str, Any]:
     """The figures that are compared with the retrained model's."""
-    attack = case.poisoned.attack
-    return {
-        "test_accuracy": accuracy(case.model, params, case.dataset.test),
-        "forget_accuracy": accuracy(case.model, params, case.poisoned.forget),
-        "attack_success": None if attack is None else accuracy(case.model, params, attack),
-    }
-
-
-def towards_retraining(
-    case: Case, figures: dict[str, Any], poisoned: dict[str, Any], retrained: dict[str, Any]
-) -> dict[str, Any]:
-    """For each figure what is recovered, and what is left to the retrained model."""
-    splits = {
-        "test_accuracy": case.dataset.test,
-        "forget_accuracy": case.poisoned.forget,
-        "attack_success": case.poisoned.attack,
-    }
-    fields: dict[str, Any] = {}
-    for name, split in splits.items():
-        short = name.partition("_")[0]
-        fields[f"{short}_recovery"] = fields[f"{short}_gap"] = None
-        if split is not None:
-            after, before, aim = figures[name], poisoned[name], retrained[name]
-            fields[f"{short}_recovery"] = recovery(after, before, aim, len(split.labels))
-            fields[f"{short}_gap"] = after - aim
-    return fields
+    return accuracies(case.model, params, judged_sets(case.dataset, case.poisoned))

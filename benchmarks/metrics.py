@@ -1,17 +1,20 @@
 """What is measured: accuracy, recovery, changed entries."""
 
-import math
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.data import Split
+import sapsel_jax as sap
+from benchmarks.data import Dataset, Split
 from benchmarks.models import Model
+from benchmarks.scenarios import Poisoned
 from benchmarks.training import predict
 
 SMALL_GAP = 0.01
 """Accuracies closer than this, or than two standard errors, leave nothing to recover."""
+ACCURACIES = {"test": "test_accuracy", "forget": "forget_accuracy", "attack": "attack_success"}
+"""The figures that are compared with the retrained model's, by the word their fields begin with."""
 
 
 def accuracy(model: Model, params: Any, split: Split) -> float:
@@ -19,24 +22,45 @@ def accuracy(model: Model, params: Any, split: Split) -> float:
     return float(np.mean(np.asarray(predict(model, params, split.images)) == split.labels))
 
 
+def judged_sets(dataset: Dataset, poisoned: Poisoned) -> dict[str, Split | None]:
+    """What each of `ACCURACIES` is measured on; None where the scenario has no such figure."""
+    sets = (dataset.test, poisoned.forget, poisoned.attack)
+    return dict(zip(ACCURACIES.values(), sets, strict=True))
+
+
+def accuracies(model: Model, params: Any, sets: dict[str, Split | None]) -> dict[str, Any]:
+    """The figures that are compared with the retrained model's."""
+    return {
+        name: None if split is None else accuracy(model, params, split)
+        for name, split in sets.items()
+    }
+
+
+def towards_retraining(
+    sets: dict[str, Split | None],
+    after: dict[str, Any],
+    poisoned: dict[str, Any],
+    retrained: dict[str, Any],
+) -> dict[str, Any]:
+    """For each figure what is recovered, and what is left to the retrained model."""
+    fields: dict[str, Any] = {}
+    for short, name in ACCURACIES.items():
+        split = sets[name]
+        fields[f"{short}_recovery"] = fields[f"{short}_gap"] = None
+        if split is not None:
+            figures = (after[name], poisoned[name], retrained[name])
+            fields[f"{short}_recovery"] = recovery(*figures, len(split.labels))
+            fields[f"{short}_gap"] = after[name] - retrained[name]
+    return fields
+
+
 def recovery(after: float, poisoned: float, retrained: float, num_examples: int) -> float | None:
-    """How much of the gap between the poisoned and the retrained model is closed: 1 is all of it.
-
-    Args:
-      after: a share of examples, such as an accuracy, of the unlearned model.
-      poisoned: the same of the poisoned model.
-      retrained: the same of the retrained model.
-      num_examples: how many examples all three were measured on.
-
-    Returns:
-      (after − poisoned) / (retrained − poisoned); None where that gap is under 1 point or under 2
-      standard errors of the difference of two shares.
-    """
-    variance = sum(share * (1 - share) for share in (poisoned, retrained)) / num_examples
-    gap = retrained - poisoned
-    if abs(gap) < max(SMALL_GAP, 2 * math.sqrt(variance)):
-        return None
-    return (after - poisoned) / gap
+    """`sap.audit.recovery` of three shares; None where there is too little to recover."""
+    with jax.enable_x64(True):  # the shares are float64, and 1 point is to stay 1 point
+        found = sap.audit.recovery(
+            after, poisoned, retrained, num_examples=num_examples, small_gap=SMALL_GAP
+        )
+    return float(found.share) if found.measurable else None
 
 
 def count_entries(tree: Any) -> int:
@@ -46,9 +70,4 @@ def count_entries(tree: Any) -> int:
 
 def count_changed(before: Any, after: Any) -> int:
     """How many entries have other bits than before."""
-    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    return sum(int(np.sum(_bits(a) != _bits(b))) for a, b in pairs)
-
-
-def _bits(leaf: Any) -> np.ndarray:
-    return np.ascontiguousarray(leaf, np.float32).view(np.uint32)
+    return int(sap.mask_count(sap.audit.changed_mask(before, after)))

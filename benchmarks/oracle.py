@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from scipy.stats import rankdata
 
 import sapsel_jax as sap
 from benchmarks.cases import Case
 from benchmarks.contenders import by_basis_vectors
 from benchmarks.errors import UsageError
+from benchmarks.estimates import flat, rank_correlation, relative_error
 
 CHECKED = 6
 """Entries of each leaf that the truth itself is checked on, one Hessian-vector product each."""
@@ -81,21 +81,6 @@ def checked_places(case: Case) -> np.ndarray:
         places.append(start + rng.choice(leaf.size, min(CHECKED, leaf.size), replace=False))
         start += leaf.size
     return np.sort(np.concatenate(places))
-
-
-def flat(tree: Any) -> np.ndarray:
-    """All entries of a tree as one vector."""
-    return np.asarray(ravel_pytree(tree)[0])
-
-
-def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
-    """‖found − truth‖ / ‖truth‖."""
-    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
-
-
-def rank_correlation(found: np.ndarray, truth: np.ndarray) -> float:
-    """Spearman's, ties sharing their mean rank."""
-    return float(np.corrcoef(rankdata(found), rankdata(truth))[0, 1])
 
 
 def quality(draws: np.ndarray, truth: np.ndarray, averages: bool) -> dict[str, Any]:

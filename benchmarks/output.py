@@ -46,10 +46,15 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def write_params(path: Path, params: Any) -> None:
-    """The leaves of a nested dict as an archive of arrays by path, such as `dense1/kernel`."""
+def leaves_by_path(params: Any) -> dict[str, Any]:
+    """The leaves of a nested dict, in order, by paths such as `dense1/kernel`."""
     leaves = tree_flatten_with_path(params)[0]
-    np.savez(path, **{keystr(at, simple=True, separator="/"): leaf for at, leaf in leaves})
+    return {keystr(at, simple=True, separator="/"): leaf for at, leaf in leaves}
+
+
+def write_params(path: Path, params: Any) -> None:
+    """The leaves of a nested dict as an archive of arrays by path."""
+    np.savez(path, **leaves_by_path(params))
 
 
 def _refuse_used(output: Path) -> None:

@@ -26,15 +26,21 @@ from benchmarks.baselines import (
 from benchmarks.data import Split
 from benchmarks.models import Model
 from benchmarks.problems import SELECTIONS, Problem
-from benchmarks.updates import UPDATES, as_batch, mix_batches
+from benchmarks.updates import (
+    PRODUCT_GRADIENTS,
+    UPDATES,
+    as_batch,
+    first_order_step,
+    mix_batches,
+    newton_steps,
+)
 
 FISHER_GRADIENTS = 2
 """What an empirical Fisher diagonal is counted as, in gradient equivalents."""
-PRODUCT_GRADIENTS = 2
-"""And of one product of the curvature with a vector."""
 FORWARD_GRADIENTS = 1 / 3
 """And of a forward pass alone."""
 NUM_NEWTON_STEPS, NUM_PRODUCTS = 2, 8
+SOLVER = sap.conjugate_gradient(tolerance=0.1, max_iterations=NUM_PRODUCTS)
 MICROBATCH = 250
 
 Trial = dict[str, float]
@@ -140,59 +146,17 @@ def _grid(name: str, values: Sequence[float], other: str, others: Sequence[float
     return [{name: value, other: second} for value in values for second in others]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _first_order(
-    model: Model, params: Any, mask: Any, original: Any, corrected: Any, size: int, step_size: Any
-) -> Any:
-    options: Any = {"mask": mask, "num_examples": size, "microbatch": MICROBATCH}
-    return sap.first_order_update(
-        model.loss, params, original, corrected, step_size=step_size, **options
-    )
-
-
 def _first(*, summary: str, selection: str) -> Procedure:
     """One closed-form step on a sample of the corrections."""
 
     def run(problem: Problem, mask: Any, budget: int, trial: Trial) -> tuple[Any, int]:
         size = len(problem.data.labels)
         args = (problem.model, problem.params, mask, *problem.changes, size, trial["step_size"])
-        return _first_order(*args), problem.num_changed
+        return first_order_step(*args, microbatch=MICROBATCH), problem.num_changed
 
     chosen = SELECTIONS[selection]
     trials = [{"step_size": value} for value in UPDATES["first_order"].trials]
     return Procedure(summary, True, trials, chosen.select, chosen.gradients, run)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 6))
-def _second_order(
-    model: Model,
-    params: Any,
-    mask: Any,
-    original: Any,
-    corrected: Any,
-    data: Any,
-    size: int,
-    damping: Any,
-) -> tuple[Any, sap.Certificate]:
-    return sap.second_order_update(
-        model.loss,
-        params,
-        original,
-        corrected,
-        data,
-        damping=damping,
-        mask=mask,
-        num_examples=size,
-        solver=sap.conjugate_gradient(tolerance=0.1, max_iterations=NUM_PRODUCTS),
-        num_steps=NUM_NEWTON_STEPS,
-        model_fn=lambda p, example: model.apply(p, example["image"][None])[0],
-        output_loss_fn=_output_loss,
-        microbatch=MICROBATCH,
-    )
-
-
-def _output_loss(logits: jax.Array, example: dict[str, jax.Array]) -> jax.Array:
-    return -example["weight"] * jax.nn.log_softmax(logits)[example["label"]]
 
 
 def _second(*, summary: str, selection: str) -> Procedure:
@@ -205,7 +169,7 @@ def _second(*, summary: str, selection: str) -> Procedure:
     def run(problem: Problem, mask: Any, budget: int, trial: Trial) -> tuple[Any, int]:
         count = max(1, (budget - problem.num_changed) // most)
         data = as_batch(problem.sample(problem.data, count, 3))
-        params, certificate = _second_order(
+        params, certificate = newton_steps(
             problem.model,
             problem.params,
             mask,
@@ -213,6 +177,10 @@ def _second(*, summary: str, selection: str) -> Procedure:
             data,
             len(problem.data.labels),
             trial["damping"],
+            gauss_newton=True,
+            solver=SOLVER,
+            num_steps=NUM_NEWTON_STEPS,
+            microbatch=MICROBATCH,
         )
         products = int(certificate.iterations) * PRODUCT_GRADIENTS
         return params, problem.num_changed + count * (fixed + products)

@@ -14,10 +14,15 @@ from benchmarks.experiment import (
     evaluate,
     make_case,
     retrain,
-    towards_retraining,
     tuning_objective,
 )
-from benchmarks.metrics import accuracy, count_changed, count_entries
+from benchmarks.metrics import (
+    accuracy,
+    count_changed,
+    count_entries,
+    judged_sets,
+    towards_retraining,
+)
 from benchmarks.records import Record
 from benchmarks.selections import Gathered, gather, make_masks, mask_names, needs
 from benchmarks.settings import Settings
@@ -174,7 +179,8 @@ class Bench:
 
     def _row(self, name: Name, update: str, params: Any) -> dict[str, Any]:
         figures = evaluate(self.case, params)
-        towards = towards_retraining(self.case, figures, **self._references)
+        sets = judged_sets(self.case.dataset, self.case.poisoned)
+        towards = towards_retraining(sets, figures, **self._references)
         measured = figures | {k: v for k, v in towards.items() if k.endswith("_recovery")}
         return {
             **self._names(name, update),

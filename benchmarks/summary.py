@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.metrics import ACCURACIES
 from benchmarks.statistics import Interval, interval
-
-ACCURACIES = {"test": "test_accuracy", "forget": "forget_accuracy", "attack": "attack_success"}
-"""The figures that are compared with the retrained model's, by the word their fields begin with."""
 
 
 class Line(NamedTuple):

@@ -90,10 +90,19 @@ def mix_batches(
     return {name: np.concatenate([part[name] for part in mixed], axis=1) for name in mixed[0]}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _first_order(
-    model: Model, params: Any, mask: Any, original: Any, corrected: Any, num_examples: int, value
+@functools.partial(jax.jit, static_argnums=(0, 5), static_argnames="microbatch")
+def first_order_step(
+    model: Model,
+    params: Any,
+    mask: Any,
+    original: Any,
+    corrected: Any,
+    num_examples: int,
+    value: Any,
+    *,
+    microbatch: int = MICROBATCH,
 ) -> Any:
+    """The closed-form step of size `value` on the mask."""
     return sap.first_order_update(
         model.loss,
         params,
@@ -102,47 +111,16 @@ def _first_order(
         step_size=value,
         mask=mask,
         num_examples=num_examples,
-        microbatch=MICROBATCH,
+        microbatch=microbatch,
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6))
-def _second_order(
-    model: Model,
-    params: Any,
-    mask: Any,
-    original: Any,
-    corrected: Any,
-    data: Any,
-    num_examples: int,
-    value: jax.Array,
-) -> tuple[Any, sap.Certificate]:
-    return sap.second_order_update(
-        model.loss,
-        params,
-        original,
-        corrected,
-        data,
-        damping=value,
-        mask=mask,
-        num_examples=num_examples,
-        solver=SOLVER,
-        model_fn=lambda p, example: model.apply(p, example["image"][None])[0],
-        output_loss_fn=cross_entropy,
-    )
-
-
-def _newton_step(
-    model: Model, params: Any, mask: Any, c: Corrections, value: float
-) -> tuple[Any, int]:
-    """The step and its cost in example gradients."""
-    batches = (c.original, c.corrected, c.data)
-    params, certificate = _second_order(model, params, mask, *batches, c.num_examples, value)
-    return params, _newton_cost(c, certificate)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 6), static_argnames=("num_steps", "adapt_damping"))
-def hessian_steps(
+@functools.partial(
+    jax.jit,
+    static_argnums=(0, 6),
+    static_argnames=("gauss_newton", "solver", "num_steps", "adapt_damping", "microbatch"),
+)
+def newton_steps(
     model: Model,
     params: Any,
     mask: Any,
@@ -152,10 +130,17 @@ def hessian_steps(
     num_examples: int,
     value: Any,
     *,
+    gauss_newton: bool = False,
+    solver: Any = None,
     num_steps: int = 1,
-    adapt_damping: bool = True,
+    adapt_damping: bool = False,
+    microbatch: int | None = None,
 ) -> tuple[Any, sap.Certificate]:
-    """Masked Newton steps on the Hessian; adapted, `value` is raised until a step holds."""
+    """Masked Newton steps of damping `value`, on the Hessian or on its Gauss-Newton part."""
+    outputs: Any = {}
+    if gauss_newton:
+        outputs["model_fn"] = lambda p, example: model.apply(p, example["image"][None])[0]
+        outputs["output_loss_fn"] = cross_entropy
     return sap.second_order_update(
         model.loss,
         params,
@@ -165,17 +150,21 @@ def hessian_steps(
         damping=value,
         mask=mask,
         num_examples=num_examples,
+        solver=solver,
         num_steps=num_steps,
         adapt_damping=adapt_damping,
+        microbatch=microbatch,
+        **outputs,
     )
 
 
-def _hessian_step(
-    model: Model, params: Any, mask: Any, c: Corrections, value: float
+def _newton_step(
+    model: Model, params: Any, mask: Any, c: Corrections, value: float, **options: Any
 ) -> tuple[Any, int]:
     """The step and its cost in example gradients."""
     batches = (c.original, c.corrected, c.data)
-    params, certificate = hessian_steps(model, params, mask, *batches, c.num_examples, value)
+    work = (model, params, mask, *batches, c.num_examples, value)
+    params, certificate = newton_steps(*work, **options)
     return params, _newton_cost(c, certificate)
 
 
@@ -206,7 +195,7 @@ UPDATES = {
         tuned="step_size",
         trials=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
         run=lambda model, params, mask, c, value: (
-            _first_order(model, params, mask, c.original, c.corrected, c.num_examples, value),
+            first_order_step(model, params, mask, c.original, c.corrected, c.num_examples, value),
             _count(c.original) + _count(c.corrected),
         ),
     ),
@@ -214,7 +203,7 @@ UPDATES = {
         summary="one Gauss-Newton step, its curvature on a random sample of the corrected data",
         tuned="damping",
         trials=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0),
-        run=_newton_step,
+        run=functools.partial(_newton_step, gauss_newton=True, solver=SOLVER),
     ),
     "iterative": Update(
         summary="adam on batches of corrected and retained examples",
@@ -233,7 +222,7 @@ STUDIED_UPDATES = {
         summary="one Newton step on the Hessian, its damping raised until the step holds",
         tuned="damping",
         trials=(0.001, 0.01, 0.03, 0.1, 0.3),
-        run=_hessian_step,
+        run=functools.partial(_newton_step, adapt_damping=True),
     ),
     "iterative": UPDATES["iterative"],
     "corrected_only": Update(
