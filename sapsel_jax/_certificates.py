@@ -4,6 +4,7 @@ import enum
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Reason(enum.IntEnum):
@@ -52,3 +53,14 @@ class Certificate(NamedTuple):
     damping: jax.Array
     predicted_change: jax.Array
     actual_change: jax.Array
+
+
+def rounding(level: jax.Array) -> jax.Array:
+    """How much a loss of this size may rise by rounding alone."""
+    return 4 * jnp.finfo(level.dtype).eps * jnp.abs(level)
+
+
+def judge(actual: jax.Array, level: jax.Array, finite: jax.Array) -> jax.Array:
+    """The reason a step ends with, from the change of a loss of this size: did it hold?"""
+    reason = jnp.where(actual <= rounding(level), Reason.CONVERGED, Reason.NO_DECREASE)
+    return jnp.where(finite, reason, Reason.NOT_FINITE).astype(jnp.int32)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sapsel_jax._certificates import Certificate, Reason
+from sapsel_jax._certificates import Certificate, Reason, judge, rounding
 from sapsel_jax._checks import batch_size, check_count, check_positive
 from sapsel_jax._exact import exact_diagonal
 from sapsel_jax._first_order import check_update, is_finite, keep_unselected, on_mask
@@ -169,7 +169,7 @@ def second_order_update(
     def system_at(p: Params, slope: Params, strength: jax.Array) -> System:
         product = curvature.product(p, data)
         sample = lambda key, count: _restricted(
-            curvature.product(p, _draw(data, num_data, key, count)), whole
+            curvature.product(p, draw_examples(data, key, (count,))), whole
         )
         rhs = on_mask(optax.tree.scale(-1, slope), whole)
         diagonal = lambda: curvature.diagonal(p, data)
@@ -187,11 +187,10 @@ def second_order_update(
         )
         rise, level = loss_change(loss_fn, state.params, moved, data, microbatch, args)
         actual = rise - optax.tree.vdot(residual, step)
-        slack = 4 * jnp.finfo(level.dtype).eps * jnp.abs(level)
+        slack = rounding(level)
         rounded = jax.tree.map(lambda p, m: m.astype(p.dtype), params, moved)
         finite = is_finite(rounded, whole) & jnp.isfinite(actual)
-        reason = jnp.where(actual <= slack, Reason.CONVERGED, Reason.NO_DECREASE)
-        reason = jnp.where(finite, reason, Reason.NOT_FINITE)
+        reason = judge(actual, level, finite)
         reason = jnp.where(solution.reason == Reason.CONVERGED, reason, solution.reason)
         return _advance(state, solution, reason, moved, predicted, actual, slack)
 
@@ -299,6 +298,7 @@ def _restricted(product: Product, mask: Mask) -> Product:
     return lambda v: on_mask(product(on_mask(v, mask)), mask)
 
 
-def _draw(data: Batch, num_data: int, key: jax.Array, count: int) -> Batch:
-    rows = jax.random.randint(key, (count,), 0, num_data)
-    return jax.tree.map(lambda x: jnp.asarray(x)[rows], data)
+def draw_examples(batch: Batch, key: jax.Array, shape: tuple[int, ...]) -> Batch:
+    """Random examples of a batch, with the leading axes `shape`."""
+    rows = jax.random.randint(key, shape, 0, batch_size("batch", batch))
+    return jax.tree.map(lambda x: jnp.asarray(x)[rows], batch)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapsel_jax._certificates import Certificate, Reason
+from sapsel_jax._certificates import Certificate, Reason, judge
 from sapsel_jax._checks import batch_size, check_count, check_fraction, check_number
 from sapsel_jax._first_order import (
     check_update,
@@ -28,7 +28,7 @@ from sapsel_jax._gradients import (
 from sapsel_jax._iterative import iterative_update
 from sapsel_jax._propagation import propagated_diagonal
 from sapsel_jax._scoring import score_sharpest
-from sapsel_jax._second_order import second_order_update
+from sapsel_jax._second_order import draw_examples, second_order_update
 from sapsel_jax._selection import select_top_fraction
 from sapsel_jax._types import Batch, Diagonal, LossFn, Mask, Params, Scores
 
@@ -305,10 +305,10 @@ def with_iteration(
         moved, _ = iterative_update(
             loss_fn,
             params,
-            _draw(about, first, num_steps, batch_size // 2),
+            draw_examples(about, first, (num_steps, batch_size // 2)),
             optimizer=optimizer,
             mask=mask,
-            retained=_draw(data, second, num_steps, batch_size // 2),
+            retained=draw_examples(data, second, (num_steps, batch_size // 2)),
             args=args,
         )
         finite = jnp.bool_(True)
@@ -375,9 +375,7 @@ def _certified(
     actual = rise - optax.tree.vdot(optax.tree.sub(slope, change), step)
     predicted = optax.tree.vdot(change, step)
     finite &= is_finite(change, mask) & jnp.isfinite(actual)
-    slack = 4 * jnp.finfo(level.dtype).eps * level
-    reason = jnp.where(actual <= slack, Reason.CONVERGED, Reason.NO_DECREASE)
-    reason = jnp.where(finite, reason, Reason.NOT_FINITE).astype(jnp.int32)
+    reason = judge(actual, level, finite)
     holds = reason == Reason.CONVERGED
     certificate = Certificate(
         converged=holds,
@@ -390,8 +388,3 @@ def _certified(
         actual_change=jnp.where(holds, actual, 0),
     )
     return keep_unselected(params, moved, mask, holds), certificate
-
-
-def _draw(batch: Batch, key: jax.Array, num_steps: int, num_examples: int) -> Batch:
-    rows = jax.random.randint(key, (num_steps, num_examples), 0, batch_size("batch", batch))
-    return jax.tree.map(lambda x: jnp.asarray(x)[rows], batch)
