@@ -34,6 +34,9 @@ from benchmarks.training import num_steps
 TRIAL_KEY = ("scenario", "method", "fraction", "budget")
 CELL_KEY = ("scenario", "known", "method", "fraction", "budget", "seed")
 REFERENCES = ("poisoned", "retrained")
+BATCHES_IN_ONE = 4
+"""How many batches of an update have the size of one of training: its budget is small, and more
+and smaller steps use it better."""
 
 
 class Arm(NamedTuple):
@@ -170,7 +173,7 @@ class Bench:
             corrected=poisoned.corrected,
             retained=poisoned.train.take(poisoned.retained),
             num_classes=subject.dataset.num_classes,
-            batch_size=self.settings.recipe.batch_size,
+            batch_size=self.settings.recipe.batch_size // BATCHES_IN_ONE,
             budget=int(arm.budget * self._retrain_gradients),
             fraction=arm.fraction,
             seed=seed,

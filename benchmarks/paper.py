@@ -15,7 +15,7 @@ from benchmarks.scenarios import SCENARIOS
 from benchmarks.settings import Settings, command_line
 from benchmarks.tables import wide_console
 
-FRONTIER_METHODS = ("newton_step", "sharpest")
+FRONTIER_METHODS = (PROPOSED, "sharpest")
 REMOVAL_EXAMPLES = 5_000
 """Removal is studied where a network remembers its examples; on more it is near trivial."""
 CIFAR10_EXAMPLES = 10_000

@@ -11,13 +11,14 @@ from benchmarks.drawing import FAINT, INK, MUTED, figure
 from benchmarks.experiment import TUNING_SEED
 from benchmarks.paper_summary import FORGET_MEASURE, OUR_PREFIXES, Rows, of, standing, standings
 from benchmarks.plots import WORDS, draw_images
+from benchmarks.procedures import PROPOSED
 from benchmarks.statistics import interval
 from benchmarks.tables import plain_name
 
 OURS, SHARPEST, OTHERS = "#D55E00", "#009E73", "#0072B2"
 CURVES = {
-    "newton_step": (OURS, "-"),
-    "newton_step_perturbed": ("#E69F00", "-"),
+    PROPOSED: (OURS, "-"),
+    f"{PROPOSED}_perturbed": ("#E69F00", "-"),
     "sharpest": (SHARPEST, "-"),
     "full": (OTHERS, "-"),
     "last_layer": ("#CC79A7", "-"),
@@ -26,7 +27,7 @@ CURVES = {
     "poisoned": (INK, ":"),
     "retrained": (INK, "-"),
 }
-FRONTIER = {"newton_step": OURS, "sharpest": SHARPEST, "full": OTHERS}
+FRONTIER = {PROPOSED: OURS, "sharpest": SHARPEST, "full": OTHERS}
 MOST_POINTS = 0.45
 """Gaps beyond this are drawn at the edge."""
 
@@ -51,7 +52,7 @@ def draw_paper(folder: Path, contest: Contest, rows: Rows) -> dict[str, str]:
 
 
 def _colour(method: str) -> str:
-    if method.startswith("newton_step"):
+    if method.startswith(("decrease", "newton_step")):
         return OURS
     return SHARPEST if method.startswith("sharpest") else OTHERS
 
@@ -137,7 +138,7 @@ def _draw_relearning(path: Path, rows: Rows, scenarios: Sequence[str], arms: Seq
                     continue
                 counts = np.log1p(own[0]["relearning_counts"])
                 mean = np.mean([row["relearning"] for row in own], 0)
-                width = 2.4 if method in ("retrained", "newton_step") else 1.4
+                width = 2.4 if method in ("retrained", PROPOSED) else 1.4
                 label = plain_name(method)
                 ax.plot(counts, mean, style, color=colour, linewidth=width, label=label)
                 ax.set_xticks(counts, [str(count) for count in own[0]["relearning_counts"]])

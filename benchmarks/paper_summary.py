@@ -14,7 +14,7 @@ FORGET_MEASURE = {"label": "forget", "backdoor": "attack", "feature": "forget", 
 """The figure that says whether a scenario's poison is gone."""
 FORGET_GOAL, TEST_GOAL = 0.95, 0.8
 CLAIMS = {
-    "newton_step": ("full", "last_layer", "sharpest"),
+    "decrease_per_unit": ("random_per_unit", "saliency_per_unit", "sharpest", "full", "last_layer"),
     "sharpest": ("random_like_sharpest", "full", "last_layer", "flattest"),
 }
 """What is compared with what, on the same poisoned models."""
@@ -119,7 +119,7 @@ def best_rival(
     return min(means, key=lambda name: means[name]) if means else None
 
 
-OUR_PREFIXES = ("newton_step", "sharpest")
+OUR_PREFIXES = ("decrease", "newton_step", "sharpest")
 
 
 def gap_of(short: str) -> Callable[[dict[str, Any]], float]:

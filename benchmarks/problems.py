@@ -39,6 +39,7 @@ class Problem(NamedTuple):
     """The other training examples, among them poisoned ones where not all are known."""
     num_classes: int
     batch_size: int
+    """Examples of a step."""
     budget: int
     """Example gradients for selection and update together."""
     fraction: float
@@ -110,7 +111,7 @@ def _material_gradients(name: str) -> Callable[[Problem], int]:
     costs = {
         "nothing": lambda p: 0,
         "gradient": lambda p: p.num_gradient,
-        "curvature": lambda p: CURVATURE_GRADIENTS * p.num_curvature,
+        "curvature": _curvature_gradients,
     }
     return costs[METHODS[name].needs]
 
@@ -132,8 +133,61 @@ def _newton_step(problem: Problem) -> Any:
     if corrected is not None:
         right = mean_gradient(problem.model, problem.params, corrected)
         change = optax.tree.sub(right, change)
-    diagonal = curvature(problem.model, problem.params, problem.material.sample)
-    return _top_newton_steps(change, diagonal, problem.fraction)
+    return _top_newton_steps(change, _diagonal(problem), problem.fraction)
+
+
+def _diagonal(problem: Problem) -> Any:
+    return curvature(problem.model, problem.params, problem.material.sample)
+
+
+def _sharpness(problem: Problem) -> Any:
+    return sap.score_sharpest(_diagonal(problem))
+
+
+def _saliency(problem: Problem) -> Any:
+    gradient = mean_gradient(problem.model, problem.params, problem.material.original)
+    return sap.score_saliency(gradient)
+
+
+@jax.jit
+def _decrease_of(gradient: Any, diagonal: Any) -> Any:
+    return sap.score_decrease(gradient, diagonal, damping=SCORE_DAMPING)
+
+
+def _decrease(problem: Problem) -> Any:
+    about = as_batch(problem.sample(problem.about[0], problem.num_changed, 6))
+    gradient = mean_gradient(problem.model, problem.params, about)
+    return _decrease_of(gradient, _diagonal(problem))
+
+
+def _layer(path: str, leaf: Any) -> str:
+    return path.rpartition("/")[0]
+
+
+_top = functools.partial(jax.jit, static_argnums=1)(sap.select_top_fraction)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _top_per_unit(scores: Any, fraction: float) -> Any:
+    return sap.select_top_fraction_per_unit(scores, fraction, groups=_layer)
+
+
+def _curvature_gradients(problem: Problem) -> int:
+    return CURVATURE_GRADIENTS * problem.num_curvature
+
+
+def _curvature_and_change_gradients(problem: Problem) -> int:
+    return _curvature_gradients(problem) + problem.num_changed
+
+
+def _per_unit(
+    summary: str, score: Callable[[Problem], Any], gradients: Callable[[Problem], int]
+) -> Selection:
+    return Selection(
+        f"as many entries of every unit: {summary}",
+        lambda problem: _top_per_unit(score(problem), problem.fraction),
+        gradients,
+    )
 
 
 SELECTIONS = {
@@ -147,9 +201,30 @@ SELECTIONS = {
     "newton_step": Selection(
         "the entries with the longest diagonal Newton steps |Δ| / (H + 0.001)",
         _newton_step,
-        lambda p: CURVATURE_GRADIENTS * p.num_curvature + p.num_changed,
+        _curvature_and_change_gradients,
+    ),
+    "decrease": Selection(
+        "the entries whose own Newton steps lower the loss of what is to be learned most, "
+        "g² / 2(H + 0.001)",
+        lambda p: _top(_decrease(p), p.fraction),
+        _curvature_and_change_gradients,
     ),
     "magnitude": Selection(
         "the entries of largest magnitude", lambda p: _largest(p.params, p.fraction), lambda p: 0
+    ),
+    "decrease_per_unit": _per_unit(
+        "those whose own Newton steps lower the loss of what is to be learned most, "
+        "g² / 2(H + 0.001)",
+        _decrease,
+        _curvature_and_change_gradients,
+    ),
+    "sharpest_per_unit": _per_unit("those of largest curvature", _sharpness, _curvature_gradients),
+    "saliency_per_unit": _per_unit(
+        "those with the largest gradient on the poisoned examples, as GPS selects",
+        _saliency,
+        lambda p: p.num_gradient,
+    ),
+    "random_per_unit": _per_unit(
+        "random ones", lambda p: sap.score_random(p.params, p.material.key), lambda p: 0
     ),
 }

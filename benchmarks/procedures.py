@@ -1,8 +1,9 @@
 """Every way of unlearning that is compared, all of them under one budget of example gradients.
 
 A procedure first looks for evidence (a mask, Fisher diagonals), then changes parameters with what
-the budget leaves it. All iterative ones run through one compiled loop; they differ in their masks,
-their examples and the weights of these.
+the budget leaves it. All iterative ones run through one compiled loop of adam, its learning rate
+falling to zero on a half cosine as in training; they differ in their masks, their examples and the
+weights of these.
 """
 
 import functools
@@ -39,6 +40,9 @@ FISHER_GRADIENTS = 2
 """What an empirical Fisher diagonal is counted as, in gradient equivalents."""
 FORWARD_GRADIENTS = 1 / 3
 """And of a forward pass alone."""
+RATES = (1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 4e-3, 1e-2, 3e-2)
+MASKED_RATES = (1e-3, 3e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1)
+"""Learning rates that are tried; few entries have to go further than many."""
 NUM_NEWTON_STEPS, NUM_PRODUCTS = 2, 8
 SOLVER = sap.conjugate_gradient(tolerance=0.1, max_iterations=NUM_PRODUCTS)
 MICROBATCH = 250
@@ -61,16 +65,18 @@ class Procedure(NamedTuple):
     """`run(problem, evidence, budget, trial)` returns parameters and example gradients."""
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _descend(
     loss_fn: Callable[..., jax.Array],
     optimizer: Callable[..., optax.GradientTransformation],
+    steps: int,
     params: Any,
     mask: Any,
     batches: Any,
-    numbers: tuple[Any, ...],
+    rate: Any,
+    *numbers: Any,
 ) -> Any:
-    chain = optimizer(*numbers)
+    chain = optimizer(optax.cosine_decay_schedule(rate, steps), *numbers)
     moved, _ = sap.iterative_update(loss_fn, params, batches, optimizer=chain, mask=mask)
     return moved
 
@@ -107,18 +113,19 @@ def _steps(
     summary: str,
     selection: str = "full",
     corrective: bool = False,
-    trials: Sequence[Trial] = tuple({"rate": rate} for rate in UPDATES["iterative"].trials),
+    rates: Sequence[float] = RATES,
+    trials: Sequence[Trial] = (),
 ) -> Procedure:
-    """Adam on batches of these parts, on the entries of a selection."""
+    """Adam on batches of these parts, on the entries of a selection; `trials` go before `rates`."""
 
     def run(problem: Problem, mask: Any, budget: int, trial: Trial) -> tuple[Any, int]:
         steps = max(1, budget // problem.batch_size)
         batches = _batches(problem, parts, steps, trial)
-        loss = problem.model.loss
-        params = _descend(loss, optax.adam, problem.params, mask, batches, (trial["rate"],))
-        return params, batches["label"].size
+        work = (problem.model.loss, optax.adam, steps, problem.params, mask, batches)
+        return _descend(*work, trial["rate"]), batches["label"].size
 
     chosen = SELECTIONS[selection]
+    trials = trials or [{"rate": rate} for rate in rates]
     return Procedure(summary, corrective, trials, chosen.select, chosen.gradients, run)
 
 
@@ -132,10 +139,8 @@ def _perturbed_steps(*, summary: str, selection: str) -> Procedure:
         batches = _batches(problem, _corrective, steps, trial)
         pairs = {name: np.repeat(array, 2, axis=0) for name, array in batches.items()}
         pairs["weight"][::2, half:] = 0
-        numbers = (trial["rate"], trial["radius"])
-        loss = problem.model.loss
-        params = _descend(loss, sharpness_aware, problem.params, mask, pairs, numbers)
-        return params, 3 * half * steps
+        work = (problem.model.loss, sharpness_aware, steps, problem.params, mask, pairs)
+        return _descend(*work, trial["rate"], trial["radius"]), 3 * half * steps
 
     chosen = SELECTIONS[selection]
     trials = _grid("rate", (3e-3, 1e-2, 3e-2, 1e-1), "radius", (0.05, 0.5))
@@ -247,9 +252,8 @@ def _teaching() -> Procedure:
         )
         model, params = problem.model, problem.params
         batches = scrub_batches(model, params, forget, retained, 1.0, trial["alpha"])
-        loss = scrub_loss(model)
-        moved = _descend(loss, optax.adam, params, mask, batches, (trial["rate"],))
-        return moved, round(steps * pair_gradients)
+        work = (scrub_loss(model), optax.adam, steps, params, mask, batches)
+        return _descend(*work, trial["rate"]), round(steps * pair_gradients)
 
     full = SELECTIONS["full"]
     return Procedure(
@@ -263,8 +267,9 @@ def _teaching() -> Procedure:
 
 
 def _masked(name: str) -> Procedure:
+    rates = RATES if name == "full" else MASKED_RATES
     summary = SELECTIONS[name].summary
-    return _steps(_corrective, summary=summary, selection=name, corrective=True)
+    return _steps(_corrective, summary=summary, selection=name, corrective=True, rates=rates)
 
 
 def _salun_selection(problem: Problem) -> Any:
@@ -272,11 +277,13 @@ def _salun_selection(problem: Problem) -> Any:
 
 
 PROCEDURES: dict[str, Procedure] = {
-    "newton_step": _masked("newton_step"),
-    "newton_step_perturbed": _perturbed_steps(
-        summary="the same entries by sharpness-aware steps", selection="newton_step"
+    "decrease_per_unit": _masked("decrease_per_unit"),
+    "decrease_per_unit_perturbed": _perturbed_steps(
+        summary="the same entries by sharpness-aware steps", selection="decrease_per_unit"
     ),
-    "sharpest": _masked("sharpest"),
+    **{
+        name: _masked(name) for name in ("decrease", "newton_step", "sharpest_per_unit", "sharpest")
+    },
     "sharpest_first_order": _first(
         summary="the entries of largest curvature by one first-order step", selection="sharpest"
     ),
@@ -287,10 +294,12 @@ PROCEDURES: dict[str, Procedure] = {
         name: _masked(name)
         for name in (
             "random_like_sharpest",
+            "random_per_unit",
+            "random",
             "flattest",
+            "saliency_per_unit",
             "saliency",
             "magnitude",
-            "random",
             "last_layer",
             "full",
         )
@@ -327,5 +336,5 @@ PROCEDURES: dict[str, Procedure] = {
 }
 """By name; those without a suffix take corrective steps of adam on their mask."""
 
-PROPOSED = "newton_step"
+PROPOSED = "decrease_per_unit"
 """The procedure that the goal is stated for."""

@@ -54,7 +54,6 @@ from sapsel_jax._selection import (
     select_top_count,
     select_top_fraction,
     select_top_fraction_per_leaf,
-    select_top_units,
 )
 from sapsel_jax._solvers import (
     Solution,
@@ -66,6 +65,7 @@ from sapsel_jax._solvers import (
 )
 from sapsel_jax._streaming import MeanState, mean_finalize, mean_init, mean_update
 from sapsel_jax._transforms import selective, selective_packed
+from sapsel_jax._units import select_top_fraction_per_unit, select_top_units
 from sapsel_jax._unlearn import Unlearned, unlearn, with_first_order, with_iteration
 
 __all__ = [
@@ -128,6 +128,7 @@ __all__ = [
     "select_top_count",
     "select_top_fraction",
     "select_top_fraction_per_leaf",
+    "select_top_fraction_per_unit",
     "select_top_units",
     "selective",
     "selective_packed",

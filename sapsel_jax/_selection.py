@@ -1,7 +1,7 @@
-"""Scores to masks: exactly the entries, units or leaves that score highest."""
+"""Scores to masks: exactly the entries that score highest, and whole leaves."""
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,14 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sapsel_jax._accumulate import wide_dtype
 from sapsel_jax._checks import (
     check_bool_leaves,
     check_count,
     check_float_leaves,
     check_fraction,
-    check_integer,
-    named_leaves,
     path_name,
 )
 from sapsel_jax._search import num_entries, top_entries
@@ -121,83 +118,6 @@ def select_top_fraction_per_leaf(scores: Scores, fraction: float) -> Mask:
     return jax.tree.map(lambda s: select_top_count(s, round(fraction * jnp.size(s))), scores)
 
 
-def select_top_units(
-    scores: Scores,
-    fraction: float,
-    *,
-    axis: int = -1,
-    groups: Callable[[str, Any], Hashable] | None = None,
-) -> Mask:
-    """Whole units, such as output channels: those with the highest mean scores over all leaves.
-
-    A unit is one slice of a leaf along `axis`, with the slices of the same position in the leaves
-    of its group: a channel's kernel and its bias. A scalar leaf is one unit.
-
-    Args:
-      scores: pytree of floating-point arrays; the dtypes may differ from leaf to leaf.
-      fraction: share of all units, a Python number in [0, 1].
-      axis: the axis of each leaf that its units run along: -1 for flax and haiku, whose kernels
-        keep outputs last; 0 for equinox, which keeps them first.
-      groups: `groups(path, leaf) -> name`, with the path as in `select_leaves`; leaves of one name
-        share their units, such as `lambda path, leaf: path.rpartition("/")[0]` for the leaves of
-        one layer. By default every leaf stands alone.
-
-    Returns:
-      A mask: pytree of bool arrays shaped like `scores`. Exactly `round(fraction * units)` units
-      are selected; ties go to the first in leaf order. A unit that holds NaN or -inf never is.
-
-    Raises:
-      TypeError: if `fraction` is no Python number, `axis` no Python integer, or a leaf is not
-        floating point.
-      ValueError: if `fraction` lies outside [0, 1], a leaf has no such axis, or leaves of one group
-        differ in their number of units.
-
-    Cost: one pass over the scores, and a selection among the units.
-
-    Source: Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710), ranks whole
-      filters; the score is the caller's choice here.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import sapsel_jax as sap
-      >>> scores = {"bias": jnp.array([0.0, 9.0]), "kernel": jnp.array([[4.0, 1.0], [6.0, 2.0]])}
-      >>> print(sap.select_top_units(scores, 0.5, groups=lambda path, leaf: "layer")["kernel"])
-      [[False  True]
-       [False  True]]
-    """
-    check_fraction("fraction", fraction)
-    check_integer("axis", axis)
-    check_float_leaves("scores", scores)
-    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, scores))
-    paths = [path for path, _ in named_leaves(scores)]
-    axes = [_unit_axis(path, leaf, axis) for path, leaf in zip(paths, leaves, strict=True)]
-    units = [1 if a is None else leaf.shape[a] for a, leaf in zip(axes, leaves, strict=True)]
-    members: dict[Hashable, list[int]] = {}
-    for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
-        name = ("leaf", i) if groups is None else ("group", groups(path, leaf))
-        members.setdefault(name, []).append(i)
-
-    means = []
-    for first, *rest in members.values():
-        for i in rest:
-            if units[i] != units[first]:
-                raise ValueError(
-                    f"`groups` must join leaves with the same number of units; '{paths[first]}' "
-                    f"has {units[first]} and '{paths[i]}' has {units[i]}."
-                )
-        group = [first, *rest]
-        size = sum(leaves[i].size for i in group) // max(units[first], 1)
-        means.append(sum(_unit_sums(leaves[i], axes[i]) for i in group) / size)
-    masks = {}
-    chosen = select_top_fraction(means, fraction)
-    for group, picked in zip(members.values(), chosen, strict=True):
-        for i in group:
-            shape = [n if a == axes[i] else 1 for a, n in enumerate(leaves[i].shape)]
-            # No picked unit holds NaN; to say so gives the mask the leaf's shape and sharding.
-            masks[i] = picked.reshape(shape) & ~jnp.isnan(leaves[i])
-    return structure.unflatten(masks[i] for i in range(len(leaves)))
-
-
 def select_like(mask: Mask, key: jax.Array) -> Mask:
     """Random entries, in each leaf as many as `mask` has there: the control for any selection.
 
@@ -289,20 +209,3 @@ def _random_entries(selected: jax.Array, key: jax.Array) -> jax.Array:
     draw = jnp.maximum(draw, 1).astype(jnp.int32)  # 0 is never selected
     count = jnp.sum(selected, dtype=jnp.uint32)
     return top_entries([draw], count, lambda keys: keys, lowest=0, highest=2**31 - 1)[0]
-
-
-def _unit_axis(path: str, leaf: jax.Array, axis: int) -> int | None:
-    """The axis that units run along, counted from the front; a scalar has none."""
-    if leaf.ndim == 0:
-        return None
-    if not -leaf.ndim <= axis < leaf.ndim:
-        raise ValueError(
-            f"`axis` must lie in [{-leaf.ndim}, {leaf.ndim - 1}] for leaf '{path}' of shape "
-            f"{list(leaf.shape)}; got {axis}."
-        )
-    return axis % leaf.ndim
-
-
-def _unit_sums(leaf: jax.Array, axis: int | None) -> jax.Array:
-    others = [a for a in range(leaf.ndim) if a != axis]
-    return jnp.atleast_1d(jnp.sum(leaf, others, dtype=wide_dtype(leaf.dtype)))

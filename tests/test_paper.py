@@ -13,7 +13,7 @@ from benchmarks.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest
 from benchmarks.errors import UsageError
 from benchmarks.paper import Paper
 from benchmarks.paper_summary import against_rivals, best_rival, gap_of, reached, standings
-from benchmarks.procedures import PROCEDURES
+from benchmarks.procedures import PROCEDURES, PROPOSED
 from benchmarks.records import Record
 from benchmarks.settings import Settings
 
@@ -126,8 +126,8 @@ def rows_of(figures):
 def test_figures_against_the_best_other_procedure():
     rows = rows_of(
         [
-            ("newton_step", 1, -0.02, -0.01),
-            ("newton_step", 2, -0.03, 0.01),
+            (PROPOSED, 1, -0.02, -0.01),
+            (PROPOSED, 2, -0.03, 0.01),
             ("sharpest", 1, 0.0, 0.0),
             ("sharpest", 2, 0.0, 0.0),
             ("full", 1, -0.05, -0.02),
@@ -136,7 +136,7 @@ def test_figures_against_the_best_other_procedure():
             ("random", 2, -0.2, -0.01),
         ]
     )
-    arms = [Arm(name, 0.05, 0.02) for name in ("newton_step", "sharpest", "full", "random")]
+    arms = [Arm(name, 0.05, 0.02) for name in (PROPOSED, "sharpest", "full", "random")]
     # The sharpest are nearest, but they are ours.
     assert best_rival(rows, "label", arms, gap_of("forget")) == "full"
     assert best_rival(rows, "label", arms, gap_of("test")) == "random"

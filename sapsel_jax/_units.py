@@ -1,0 +1,216 @@
+"""Scores to masks by units, such as output channels: whole ones, or as much of each."""
+
+import bisect
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sapsel_jax._accumulate import wide_dtype
+from sapsel_jax._checks import (
+    check_float_leaves,
+    check_fraction,
+    check_integer,
+    named_leaves,
+)
+from sapsel_jax._search import num_entries
+from sapsel_jax._selection import select_top_count, select_top_fraction
+from sapsel_jax._types import Mask, Scores
+
+Groups = Callable[[str, Any], Hashable] | None
+
+
+def select_top_units(
+    scores: Scores,
+    fraction: float,
+    *,
+    axis: int = -1,
+    groups: Callable[[str, Any], Hashable] | None = None,
+) -> Mask:
+    """Whole units, such as output channels: those with the highest mean scores over all leaves.
+
+    A unit is one slice of a leaf along `axis`, with the slices of the same position in the leaves
+    of its group: a channel's kernel and its bias. A scalar leaf is one unit.
+
+    Args:
+      scores: pytree of floating-point arrays; the dtypes may differ from leaf to leaf.
+      fraction: share of all units, a Python number in [0, 1].
+      axis: the axis of each leaf that its units run along: -1 for flax and haiku, whose kernels
+        keep outputs last; 0 for equinox, which keeps them first.
+      groups: `groups(path, leaf) -> name`, with the path as in `select_leaves`; leaves of one name
+        share their units, such as `lambda path, leaf: path.rpartition("/")[0]` for the leaves of
+        one layer. By default every leaf stands alone.
+
+    Returns:
+      A mask: pytree of bool arrays shaped like `scores`. Exactly `round(fraction * units)` units
+      are selected; ties go to the first in leaf order. A unit that holds NaN or -inf never is.
+
+    Raises:
+      TypeError: if `fraction` is no Python number, `axis` no Python integer, or a leaf is not
+        floating point.
+      ValueError: if `fraction` lies outside [0, 1], a leaf has no such axis, or leaves of one group
+        differ in their number of units.
+
+    Cost: one pass over the scores, and a selection among the units.
+
+    Source: Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710), ranks whole
+      filters; the score is the caller's choice here.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> scores = {"bias": jnp.array([0.0, 9.0]), "kernel": jnp.array([[4.0, 1.0], [6.0, 2.0]])}
+      >>> print(sap.select_top_units(scores, 0.5, groups=lambda path, leaf: "layer")["kernel"])
+      [[False  True]
+       [False  True]]
+    """
+    check_fraction("fraction", fraction)
+    leaves, structure, groups_of_leaves = _divide(scores, axis, groups)
+    means = [
+        sum(_unit_sums(leaves[i], a) for i, a in group.axes.items()) / group.unit_size
+        for group in groups_of_leaves
+    ]
+    masks = {}
+    chosen = select_top_fraction(means, fraction)
+    for group, picked in zip(groups_of_leaves, chosen, strict=True):
+        for i, unit_axis in group.axes.items():
+            shape = [n if a == unit_axis else 1 for a, n in enumerate(leaves[i].shape)]
+            # No picked unit holds NaN; to say so gives the mask the leaf's shape and sharding.
+            masks[i] = picked.reshape(shape) & ~jnp.isnan(leaves[i])
+    return structure.unflatten(masks[i] for i in range(len(leaves)))
+
+
+def select_top_fraction_per_unit(
+    scores: Scores, fraction: float, *, axis: int = -1, groups: Groups = None
+) -> Mask:
+    """`round(fraction * n)` of all n entries, as many of each unit, such as an output channel.
+
+    Every unit gives its entry with the highest score, then every unit its second, and so on; units
+    with fewer entries give all they have. In the last round, which not all can join, the highest
+    scores do. So a mask reaches every unit, where the highest scores of all lie in few of them.
+
+    Args:
+      scores: pytree of floating-point arrays; the dtypes may differ from leaf to leaf.
+      fraction: share of all entries, a Python number in [0, 1].
+      axis: as in `select_top_units`.
+      groups: as in `select_top_units`. Where biases stand alone each of them is a unit, and they
+        are selected first; where they are in a group with their kernel they compete with it.
+
+    Returns:
+      A mask: pytree of bool arrays shaped like `scores`. Ties go to the entry that comes first in
+      leaf order. NaN and -inf are never selected, and other units do not make up for them.
+
+    Raises:
+      TypeError: if `fraction` is no Python number, `axis` no Python integer, or a leaf is not
+        floating point.
+      ValueError: if `fraction` lies outside [0, 1], a leaf has no such axis, or leaves of one group
+        differ in their number of units.
+
+    Cost: that of three `select_top_fraction`.
+
+    Source: Zhang et al., "Gradient-based Parameter Selection for Efficient Fine-Tuning" (arXiv
+      2312.10136), selects the same number of connections of every neuron; the score is the caller's
+      choice here.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> scores = jnp.array([[9.0, 1.0], [8.0, 2.0], [7.0, 0.0]])  # two units, in columns
+      >>> print(sap.select_top_fraction_per_unit(scores, 0.5))
+      [[ True False]
+       [ True  True]
+       [False False]]
+    """
+    check_fraction("fraction", fraction)
+    leaves, structure, groups_of_leaves = _divide(scores, axis, groups)
+
+    def total(count: int) -> int:
+        return sum(g.num_units * min(count, g.unit_size) for g in groups_of_leaves)
+
+    most = max((g.unit_size for g in groups_of_leaves), default=0)
+    wanted = round(fraction * num_entries(leaves))
+    each = bisect.bisect_right(range(most + 1), wanted, key=total) - 1
+    selected = _top_of_each(leaves, groups_of_leaves, each)
+    if total(each) < wanted:
+        next_round = _top_of_each(leaves, groups_of_leaves, each + 1)
+        candidates = [
+            jnp.where(more & ~already, leaf, -jnp.inf)
+            for leaf, already, more in zip(leaves, selected, next_round, strict=True)
+        ]
+        last = select_top_count(candidates, wanted - total(each))
+        selected = [a | b for a, b in zip(selected, last, strict=True)]
+    return structure.unflatten(selected)
+
+
+class _Group(NamedTuple):
+    """Leaves that share their units."""
+
+    axes: dict[int, int | None]
+    """For each of them, by its place, the axis that units run along; a scalar has none."""
+    num_units: int
+    unit_size: int
+    """The entries of a unit over all of its leaves."""
+
+
+def _divide(
+    scores: Scores, axis: int, groups: Groups
+) -> tuple[list[jax.Array], jax.tree_util.PyTreeDef, list[_Group]]:
+    """The leaves, their structure, and what belongs together."""
+    check_integer("axis", axis)
+    check_float_leaves("scores", scores)
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, scores))
+    paths = [path for path, _ in named_leaves(scores)]
+    axes = [_unit_axis(path, leaf, axis) for path, leaf in zip(paths, leaves, strict=True)]
+    units = [1 if a is None else leaf.shape[a] for a, leaf in zip(axes, leaves, strict=True)]
+    members: dict[Hashable, list[int]] = {}
+    for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+        name = ("leaf", i) if groups is None else ("group", groups(path, leaf))
+        members.setdefault(name, []).append(i)
+    found = []
+    for group in members.values():
+        first, *rest = group
+        for i in rest:
+            if units[i] != units[first]:
+                raise ValueError(
+                    f"`groups` must join leaves with the same number of units; '{paths[first]}' "
+                    f"has {units[first]} and '{paths[i]}' has {units[i]}."
+                )
+        size = sum(leaves[i].size for i in group) // max(units[first], 1)
+        found.append(_Group({i: axes[i] for i in group}, units[first], size))
+    return leaves, structure, found
+
+
+def _top_of_each(leaves: list[jax.Array], groups: list[_Group], count: int) -> list[jax.Array]:
+    """Masks of the `count` entries of every unit with the highest scores."""
+    masks = [jnp.zeros_like(leaf, bool) for leaf in leaves]
+    for group in groups:
+        if not count or not group.num_units * group.unit_size:
+            continue
+        # A scalar is one unit, and so is every slice of a leaf with a single one.
+        numbers = [i for i, a in group.axes.items() if a is None]
+        axes = {i: 0 if a is None else a for i, a in group.axes.items()}
+        parts = {i: leaves[i].reshape(1) if i in numbers else leaves[i] for i in axes}
+        picked = jax.vmap(
+            lambda unit: select_top_count(unit, count), in_axes=(axes,), out_axes=axes
+        )(parts)
+        for i in axes:
+            masks[i] = picked[i].reshape(leaves[i].shape) if i in numbers else picked[i]
+    return masks
+
+
+def _unit_axis(path: str, leaf: jax.Array, axis: int) -> int | None:
+    """The axis that units run along, counted from the front; a scalar has none."""
+    if leaf.ndim == 0:
+        return None
+    if not -leaf.ndim <= axis < leaf.ndim:
+        raise ValueError(
+            f"`axis` must lie in [{-leaf.ndim}, {leaf.ndim - 1}] for leaf '{path}' of shape "
+            f"{list(leaf.shape)}; got {axis}."
+        )
+    return axis % leaf.ndim
+
+
+def _unit_sums(leaf: jax.Array, axis: int | None) -> jax.Array:
+    others = [a for a in range(leaf.ndim) if a != axis]
+    return jnp.atleast_1d(jnp.sum(leaf, others, dtype=wide_dtype(leaf.dtype)))
