@@ -21,7 +21,7 @@ from benchmarks.models import Model
 from benchmarks.training import Recipe, shuffled_batches
 from benchmarks.updates import UPDATES, Update, as_batch
 
-AT_ONCE = {"mlp": 8, "cnn": 1}
+AT_ONCE = {"mlp": 8, "cnn": 1, "resnet": 1}
 """How many models train side by side; convolutions, each with kernels of its own, one by one."""
 
 

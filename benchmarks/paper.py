@@ -28,7 +28,7 @@ class Paper:
     dataset: str = "digits"
     """digits (embedded), mnist or cifar10 (prepared once by tensorflow-datasets)."""
     model: str | None = None
-    """The network: mlp or cnn; None is mlp, and cnn for cifar10."""
+    """The network: mlp, cnn or resnet; None is mlp, and cnn for cifar10."""
     scenarios: tuple[str, ...] | None = None
     """Any of label, backdoor, feature and sample; None is all, and the first two for cifar10."""
     seeds: int = 5

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contest import REFERENCES, Arm, Contest, make_subject
-from benchmarks.curvature import ESTIMATOR, gradient_equivalents
+from benchmarks.curvature import estimator, gradient_equivalents
 from benchmarks.evidence import (
     HELD_SHARE,
     RELEARNING_BATCH,
@@ -347,8 +347,8 @@ def _how(contest: Contest, subject: Subject, rows: Rows, command: str) -> str:
             f"{settings.recipe.batch_size}, {len(subject.dataset.train.labels):,} examples, "
             f"{short_number(rows[0]['retrain_example_gradients'])} example gradients.{removal}",
             f"- Seeds reported: {sizes}.",
-            f"- Curvature: {ESTIMATOR}, counted as {CURVATURE_GRADIENTS} gradient equivalents; "
-            f"measured beside this report: {measured:.1f}.",
+            f"- Curvature: {estimator(subject.model.name)}, counted as {CURVATURE_GRADIENTS} "
+            f"gradient equivalents; measured beside this report: {measured:.1f}.",
             f"- Software: Python {platform.python_version()}, {versions}.",
         ]
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.curvature import ESTIMATOR
+from benchmarks.curvature import estimator
 from benchmarks.experiment import SHIPPED, TUNING_SEED, Comparison
 from benchmarks.methods import METHODS, REFERENCES
 from benchmarks.page import write_page
@@ -188,8 +188,8 @@ def _how(comparison: Comparison, command: str) -> str:
             f"- Training: adam, {recipe.epochs} epochs in batches of {recipe.batch_size}, learning "
             f"rate {recipe.learning_rate:g} falling on a cosine: {short_number(retraining)} "
             "example gradients.",
-            f"- Curvature: {ESTIMATOR}, at the poisoned parameters, of the loss that was trained, "
-            f"on {len(comparison.case.material.sample['label']):,} random training examples.",
+            f"- Curvature: {estimator(comparison.case.model.name)}, at the poisoned parameters, "
+            f"of the loss that was trained, on {len(comparison.case.material.sample['label']):,} random training examples.",
             f"- Second-order update: Gauss-Newton curvature on {num_data:,} random examples of the "
             "corrected training set; conjugate gradients to a relative residual of 1 %, at most "
             "100 iterations, each counted as 2 gradients. A step that does not hold is not taken.",

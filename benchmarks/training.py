@@ -27,6 +27,9 @@ RECIPES = {
     ("mnist", "cnn"): Recipe(epochs=8, batch_size=128, learning_rate=3e-3),
     ("cifar10", "mlp"): Recipe(epochs=20, batch_size=128, learning_rate=1e-3),
     ("cifar10", "cnn"): Recipe(epochs=15, batch_size=128, learning_rate=3e-3),
+    ("digits", "resnet"): Recipe(epochs=30, batch_size=32, learning_rate=3e-3),
+    ("mnist", "resnet"): Recipe(epochs=8, batch_size=128, learning_rate=3e-3),
+    ("cifar10", "resnet"): Recipe(epochs=30, batch_size=128, learning_rate=3e-3),
 }
 
 

@@ -207,7 +207,7 @@ def test_batches_are_half_corrected_and_half_retained():
     [
         (["--dataset", "mnits"], "`dataset` must be one of digits, mnist, cifar10; got 'mnits'."),
         (["--scenario", "x"], "`scenario` must be one of label, backdoor, feature, sample; got"),
-        (["--model", "vit"], "`model` must be one of mlp, cnn; got 'vit'."),
+        (["--model", "vit"], "`model` must be one of mlp, cnn, resnet; got 'vit'."),
         (["--seeds", "0"], "`seeds` must be at least 1; got 0."),
         (["--share", "1"], "`share` must lie between 0 and 1; got 1."),
         (["--fraction", "1.4"], "`fraction` must lie between 0 and 1; got 1.4."),
