@@ -189,7 +189,8 @@ def _how(comparison: Comparison, command: str) -> str:
             f"rate {recipe.learning_rate:g} falling on a cosine: {short_number(retraining)} "
             "example gradients.",
             f"- Curvature: {estimator(comparison.case.model.name)}, at the poisoned parameters, "
-            f"of the loss that was trained, on {len(comparison.case.material.sample['label']):,} random training examples.",
+            f"of the loss that was trained, on {len(comparison.case.material.sample['label']):,} "
+            "random training examples.",
             f"- Second-order update: Gauss-Newton curvature on {num_data:,} random examples of the "
             "corrected training set; conjugate gradients to a relative residual of 1 %, at most "
             "100 iterations, each counted as 2 gradients. A step that does not hold is not taken.",

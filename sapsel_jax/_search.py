@@ -33,6 +33,7 @@ def top_entries(
     *,
     lowest: int,
     highest: int,
+    units: list[int] | None = None,
 ) -> list[jax.Array]:
     """Masks of the `count` entries with the largest keys over all leaves; ties go to the first.
 
@@ -42,6 +43,8 @@ def top_entries(
       key: signed integers for the entries of a leaf; cheap, because it is computed in every pass.
       lowest: the smallest key, never selected.
       highest: the largest key.
+      units: for each leaf the axis that units run along, as many in each; the `count` entries of
+        every unit are then selected. None takes all entries together.
 
     Returns:
       One bool array per leaf.
@@ -54,21 +57,37 @@ def top_entries(
             f"Selection takes fewer than {MAX_ENTRIES} entries at a time; got {total}."
         )
     count = jnp.asarray(count, jnp.uint32)
+    axes = [None] * len(leaves) if units is None else units
+    totals = functools.partial(_totals, axes=axes)
+    # Everything lies at or above the lowest key: one number, or one per unit with its sharding.
+    everything = [[jnp.ones_like(leaf, bool)] for leaf in leaves]
+    reached = jnp.uint32(total) if units is None else totals(everything)[0]
     threshold, reached, above = _largest(
-        lambda leaves, candidates: [[key(leaf) >= c for c in candidates] for leaf in leaves],
+        lambda leaves, candidates: totals(
+            [
+                [key(leaf) >= _beside(c, leaf, axis) for c in candidates]
+                for leaf, axis in zip(leaves, axes, strict=True)
+            ]
+        ),
         leaves,
         wanted=count,
-        low=jnp.asarray(lowest, jnp.int64 if highest > 2**31 else jnp.int32),
-        reached=jnp.uint32(total),
+        low=(0 * reached).astype(jnp.int64 if highest > 2**31 else jnp.int32) + lowest,
+        reached=reached,
         width=highest - lowest + 1,
     )
     # Ties at the threshold: the last `surplus` of them stay out.
     surplus = jnp.where(threshold == lowest, 0, reached - count)
     end, _, _ = _largest(
-        lambda located, candidates: [
-            [(key(leaf) == threshold) & (index >= c) for c in candidates]
-            for leaf, index in zip(located[0], _indices(*located), strict=True)
-        ],
+        lambda located, candidates: totals(
+            [
+                [
+                    (key(leaf) == _beside(threshold, leaf, axis))
+                    & (index >= _beside(c, leaf, axis))
+                    for c in candidates
+                ]
+                for leaf, index, axis in zip(located[0], _indices(*located), axes, strict=True)
+            ]
+        ),
         (leaves, _strides(leaves)),
         wanted=surplus,
         low=jnp.where(surplus == 0, jnp.uint32(total), jnp.uint32(0)),
@@ -76,15 +95,17 @@ def top_entries(
         width=total,
     )
 
-    def selected(keys: jax.Array, index: jax.Array) -> jax.Array:
-        return (keys > threshold) | ((keys == threshold) & (index < end) & (keys > lowest))
+    def selected(leaf: jax.Array, index: jax.Array, axis: int | None) -> jax.Array:
+        keys = key(leaf)
+        least, last = _beside(threshold, leaf, axis), _beside(end, leaf, axis)
+        return (keys > least) | ((keys == least) & (index < last) & (keys > lowest))
 
     indices = _indices(leaves, _strides(leaves))
-    return [selected(key(leaf), index) for leaf, index in zip(leaves, indices, strict=True)]
+    return [selected(*each) for each in zip(leaves, indices, axes, strict=True)]
 
 
 def _largest(
-    at_or_above: Callable[[Any, list[jax.Array]], list[list[jax.Array]]],
+    at_or_above: Callable[[Any, list[jax.Array]], list[jax.Array]],
     arrays: Any,
     *,
     wanted: jax.Array,
@@ -95,10 +116,10 @@ def _largest(
     """The largest of `width` integers from `low` on that `wanted` entries lie at or above.
 
     Each pass counts the entries at or above each of `NUM_CANDIDATES` integers. The search ends
-    early where a count is exactly what is wanted.
+    early where a count is exactly what is wanted. All numbers may be arrays, one for each unit.
 
     Args:
-      at_or_above: given arrays and candidates, which entries lie at or above each candidate.
+      at_or_above: given arrays and candidates, how many entries lie at or above each candidate.
       arrays: what it looks at.
       wanted: how many entries, at most `reached`.
       low: the smallest integer.
@@ -114,7 +135,7 @@ def _largest(
 
     def searching(state: Any) -> jax.Array:
         _, width, reached, _ = state
-        return (width > 1) & (reached != wanted)
+        return (width > 1) & jnp.any(reached != wanted)
 
     def narrow(state: Any) -> Any:
         # The barrier ties the arrays to the step, so that XLA computes nothing of their size before
@@ -122,37 +143,51 @@ def _largest(
         (low, width, reached, above), seen = lax.optimization_barrier((state, arrays))
         step = (width - 1) // num_parts + 1
         candidates = [low + (part * step).astype(low.dtype) for part in range(1, num_parts)]
-        counts = jnp.stack([reached, *_totals(at_or_above(seen, candidates)), above])
-        part = jnp.sum(counts[1:-1] >= wanted, dtype=jnp.int32)
+        counts = [reached, *at_or_above(seen, candidates), above]
+        part = sum((count >= wanted).astype(jnp.int32) for count in counts[1:-1])
         low = low + (part.astype(unsigned) * step).astype(low.dtype)
-        return low, step, counts[part], counts[part + 1]
+        pick = lambda place: sum(
+            jnp.where(place == i, count, jnp.uint32(0)) for i, count in enumerate(counts)
+        )
+        return low, step, pick(part), pick(part + 1)
 
-    start = (low, jnp.asarray(width, unsigned), reached, jnp.uint32(0))
+    start = (low, jnp.asarray(width, unsigned), reached, jnp.zeros_like(reached))
     low, _, reached, above = lax.while_loop(searching, narrow, start)
     return low, reached, above
 
 
-def _totals(selected: list[list[jax.Array]]) -> list[jax.Array]:
-    """For each of several conditions, how many entries of all leaves meet it."""
-    counts = [_counts([condition.astype(jnp.uint32) for condition in leaf]) for leaf in selected]
+def _beside(number: jax.Array, leaf: jax.Array, axis: int | None) -> jax.Array:
+    """One number per unit, shaped to meet the entries of a leaf."""
+    if axis is None:
+        return number
+    return number.reshape([n if a == axis else 1 for a, n in enumerate(leaf.shape)])
+
+
+def _totals(selected: list[list[jax.Array]], axes: list[int | None]) -> list[jax.Array]:
+    """For each of several conditions, how many entries of all leaves, or of each unit, meet it."""
+    counts = [
+        _counts([condition.astype(jnp.uint32) for condition in leaf], axis)
+        for leaf, axis in zip(selected, axes, strict=True)
+    ]
     return [functools.reduce(jnp.add, of_leaves) for of_leaves in zip(*counts, strict=True)]
 
 
-def _counts(selected: list[jax.Array]) -> list[jax.Array]:
+def _counts(selected: list[jax.Array], axis: int | None) -> list[jax.Array]:
+    shape = selected[0].shape
+    others = [a for a in range(len(shape)) if a != axis]
     if jax.typeof(selected[0]).sharding.mesh.size > 1:
         # Over several devices: XLA adds partial sums up, but gathers partial tuples of sums.
-        return [jnp.sum(s, dtype=jnp.uint32) for s in selected]
-    # On one device: a reduction of a tuple reads the leaf once. By rows first, which XLA's CPU
-    # backend spreads over threads.
-    shape = selected[0].shape
-    by_rows = len(shape) > 1 and math.prod(shape[1:]) >= 128
+        return [jnp.sum(s, others, dtype=jnp.uint32) for s in selected]
+    # On one device: a reduction of a tuple reads the leaf once. By rows first where all is one
+    # number, which XLA's CPU backend spreads over threads.
+    by_rows = axis is None and len(shape) > 1 and math.prod(shape[1:]) >= 128
     rows = lax.reduce(
         selected,
         [jnp.uint32(0)] * len(selected),
         lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
-        range(1 if by_rows else 0, len(shape)),
+        others[1:] if by_rows else others,
     )
-    return [jnp.sum(row, dtype=jnp.uint32) for row in rows]
+    return [jnp.sum(row, dtype=jnp.uint32) for row in rows] if axis is None else rows
 
 
 def _strides(leaves: list[jax.Array]) -> list[list[jax.Array]]:

@@ -178,14 +178,23 @@ def select_leaves(params: Params, predicate: Callable[[str, Any], bool]) -> Mask
 
 def _top_scores(scores: Scores, count: int) -> Mask:
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, scores))
+    return structure.unflatten(top_floats(leaves, count))
+
+
+def top_floats(
+    leaves: list[jax.Array], count: int, *, units: tuple[int, ...] | None = None
+) -> list[jax.Array]:
+    """`top_entries` by floats; NaN and -inf are never selected."""
     wide = any(leaf.dtype == jnp.float64 for leaf in leaves)
-    return structure.unflatten(_top_floats(leaves, jnp.uint32(count), wide=wide))
+    return _top_floats(leaves, jnp.uint32(count), wide=wide, units=units)
 
 
 # Compiled here, as is `_random_entries`, because JAX would compile the loops inside anew in every
 # call that is not itself under `jit`.
-@functools.partial(jax.jit, static_argnames="wide")
-def _top_floats(leaves: list[jax.Array], count: jax.Array, *, wide: bool) -> list[jax.Array]:
+@functools.partial(jax.jit, static_argnames=("wide", "units"))
+def _top_floats(
+    leaves: list[jax.Array], count: jax.Array, *, wide: bool, units: tuple[int, ...] | None
+) -> list[jax.Array]:
     float_dtype, int_dtype = (jnp.float64, jnp.int64) if wide else (jnp.float32, jnp.int32)
     infinity = np.array(np.inf, float_dtype).view(int_dtype).item()
 
@@ -199,7 +208,8 @@ def _top_floats(leaves: list[jax.Array], count: jax.Array, *, wide: bool) -> lis
         ordered = jnp.where(bits < 0, -magnitude, magnitude)
         return jnp.where(magnitude > infinity, -infinity, ordered)
 
-    return top_entries(leaves, count, key, lowest=-infinity, highest=infinity)
+    axes = None if units is None else list(units)
+    return top_entries(leaves, count, key, lowest=-infinity, highest=infinity, units=axes)
 
 
 @jax.jit

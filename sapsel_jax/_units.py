@@ -15,7 +15,7 @@ from sapsel_jax._checks import (
     named_leaves,
 )
 from sapsel_jax._search import num_entries
-from sapsel_jax._selection import select_top_count, select_top_fraction
+from sapsel_jax._selection import select_top_count, select_top_fraction, top_floats
 from sapsel_jax._types import Mask, Scores
 
 Groups = Callable[[str, Any], Hashable] | None
@@ -185,17 +185,14 @@ def _top_of_each(leaves: list[jax.Array], groups: list[_Group], count: int) -> l
     """Masks of the `count` entries of every unit with the highest scores."""
     masks = [jnp.zeros_like(leaf, bool) for leaf in leaves]
     for group in groups:
-        if not count or not group.num_units * group.unit_size:
+        if not group.num_units * group.unit_size:
             continue
-        # A scalar is one unit, and so is every slice of a leaf with a single one.
-        numbers = [i for i, a in group.axes.items() if a is None]
-        axes = {i: 0 if a is None else a for i, a in group.axes.items()}
-        parts = {i: leaves[i].reshape(1) if i in numbers else leaves[i] for i in axes}
-        picked = jax.vmap(
-            lambda unit: select_top_count(unit, count), in_axes=(axes,), out_axes=axes
-        )(parts)
-        for i in axes:
-            masks[i] = picked[i].reshape(leaves[i].shape) if i in numbers else picked[i]
+        # A scalar is one unit.
+        parts = [leaves[i].reshape(leaves[i].shape or (1,)) for i in group.axes]
+        axes = tuple(0 if axis is None else axis for axis in group.axes.values())
+        picked = top_floats(parts, min(count, group.unit_size), units=axes)
+        for i, mask in zip(group.axes, picked, strict=True):
+            masks[i] = mask.reshape(leaves[i].shape)
     return masks
 
 

@@ -172,39 +172,6 @@ def test_too_many_entries_are_refused_before_anything_is_computed():
         jax.eval_shape(lambda s: sap.select_top_count(s, 1), scores)
 
 
-def test_units_are_ranked_by_the_mean_over_their_group():
-    rng = np.random.default_rng(1)
-    scores = {
-        "conv": {"kernel": rng.standard_normal((3, 3, 2, 4)), "bias": rng.standard_normal(4)},
-        "dense": {"kernel": rng.standard_normal((4, 5)), "bias": rng.standard_normal(5)},
-        "scale": np.float64(9.0),
-    }
-    scores = jax.tree.map(np.float32, scores)
-    layer = lambda path, leaf: path.rpartition("/")[0]
-    means = [
-        (scores["conv"]["kernel"].sum((0, 1, 2)) + scores["conv"]["bias"]) / 19,
-        (scores["dense"]["kernel"].sum(0) + scores["dense"]["bias"]) / 5,
-        scores["scale"][None],
-    ]
-    want = np.split(top_oracle(means, 4), [4, 9])
-    got = jax.jit(lambda s: sap.select_top_units(s, 0.4, groups=layer))(scores)
-    np.testing.assert_array_equal(got["conv"]["bias"], want[0])
-    np.testing.assert_array_equal(got["conv"]["kernel"], np.broadcast_to(want[0], (3, 3, 2, 4)))
-    np.testing.assert_array_equal(got["dense"]["kernel"], np.broadcast_to(want[1], (4, 5)))
-    assert bool(got["scale"]) == want[2][0]
-    # Outputs first, as in equinox, and every leaf for itself.
-    kernel = scores["dense"]["kernel"].T
-    first = sap.select_top_units({"kernel": kernel}, 0.4, axis=0)["kernel"]
-    np.testing.assert_array_equal(first[:, 0], top_oracle(kernel.mean(1), 2))
-    np.testing.assert_array_equal(first, first[:, :1] & np.ones((5, 4), bool))
-
-
-def test_a_unit_with_an_entry_that_is_never_selected_is_never_selected():
-    scores = jnp.asarray([[1.0, jnp.nan, 3.0, 4.0], [1.0, 9.0, -jnp.inf, jnp.inf]])
-    mask = sap.select_top_units(scores.astype(jnp.bfloat16), 1.0)
-    np.testing.assert_array_equal(mask, [[True, False, False, True]] * 2)
-
-
 def test_random_controls_match_the_counts_and_are_uniform():
     mask = {
         "a": jnp.asarray([[True, False], [True, False]]),
@@ -299,28 +266,6 @@ ARRAY: Any = jnp.ones(())
             lambda: sap.select_top_count({"a": "x"}, 1),
             TypeError,
             "`scores` must hold arrays only; leaf 'a' is a str.",
-        ),
-        (
-            lambda: sap.select_top_units(jnp.ones(2), 2),
-            ValueError,
-            "`fraction` must lie in [0, 1]; got 2.",
-        ),
-        (
-            lambda: sap.select_top_units(jnp.ones(2), 0.5, axis=FLOAT),
-            TypeError,
-            "`axis` must be a Python integer; got float.",
-        ),
-        (
-            lambda: sap.select_top_units({"a": jnp.ones(2)}, 0.5, axis=1),
-            ValueError,
-            "`axis` must lie in [-1, 0] for leaf 'a' of shape [2]; got 1.",
-        ),
-        (
-            lambda: sap.select_top_units(
-                [jnp.ones(2), jnp.ones(3)], 0.5, groups=lambda path, leaf: "all"
-            ),
-            ValueError,
-            "`groups` must join leaves with the same number of units; '0' has 2 and '1' has 3.",
         ),
         (
             lambda: sap.select_like(jnp.ones(2), jax.random.key(0)),

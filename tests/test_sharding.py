@@ -15,6 +15,7 @@ SELECTORS = {
     "count": lambda s: sap.select_top_count(s, 2100),
     "per_leaf": lambda s: sap.select_top_fraction_per_leaf(s, 0.1),
     "units": lambda s: sap.select_top_units(s, 0.3),
+    "per_unit": lambda s: sap.select_top_fraction_per_unit(s, 0.3),
     "like": lambda s: sap.select_like(jax.tree.map(lambda x: x > 0.3, s), jax.random.key(0)),
 }
 
