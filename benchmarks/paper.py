@@ -32,7 +32,10 @@ class Paper:
     scenarios: tuple[str, ...] | None = None
     """Any of label, backdoor, feature and sample; None is all, and the first two for cifar10."""
     seeds: int = 5
-    """How many seeds are reported; one more is used for tuning."""
+    """How many seeds are reported."""
+    tuning_seeds: int | None = None
+    """How many further seeds all trials run on; None is 5 for digits, whose validation and forget
+    sets are small, and else 1."""
     procedures: tuple[str, ...] | None = None
     """Which procedures to compare with the proposed one; None is all that the report lists."""
     known: tuple[float, ...] = (0.1, 0.5, 1.0)
@@ -100,6 +103,7 @@ class Paper:
             raise UsageError("`known` must hold shares above 0 and end with 1.")
         seeds = 1 if self.quick else self.seeds
         check_at_least("seeds", seeds, 1)
+        check_at_least("tuning-seeds", self._num_tuning_seeds, 1)
         for name in self.procedures or ():
             check_choice("procedures", name, PROCEDURES)
         wanted = {PROPOSED, *(self.procedures or PROCEDURES)}
@@ -133,7 +137,14 @@ class Paper:
             frontier=() if self.quick else tuple(self._frontier()),
             frontier_scenarios=self.frontier_scenarios,
             cache=self.cache,
+            num_tuning_seeds=self._num_tuning_seeds,
         )
+
+    @property
+    def _num_tuning_seeds(self) -> int:
+        if self.tuning_seeds is None:
+            return 5 if self.dataset == "digits" and not self.quick else 1
+        return self.tuning_seeds
 
     def _frontier(self) -> list[Arm]:
         """Other shares of the parameters and other budgets, each beside the main one."""
@@ -152,4 +163,5 @@ class Paper:
     def _identity(self) -> dict[str, object]:
         """What rows depend on; more seeds, scenarios or known shares only add rows."""
         names = ("dataset", "model", "train_examples", "epochs", "quick")
-        return {name: getattr(self, name) for name in names}
+        identity = {name: getattr(self, name) for name in names}
+        return identity | {"tuning_seeds": self._num_tuning_seeds}

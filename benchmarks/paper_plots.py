@@ -37,7 +37,7 @@ def draw_paper(folder: Path, contest: Contest, rows: Rows) -> dict[str, str]:
     pictures = {}
     for scenario, settings in contest.settings.items():
         name = f"images-{scenario}.png"
-        subject, _ = make_subject(settings, contest.cache, TUNING_SEED)
+        subject, _ = make_subject(settings, contest.cache, TUNING_SEED, retrain=False)
         draw_images(folder / name, subject.poisoned)
         pictures[f"images {scenario}"] = name
     scenarios = [s for s in contest.settings if any(row["scenario"] == s for row in rows)]

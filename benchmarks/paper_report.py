@@ -54,7 +54,8 @@ def write_paper(folder: Path, contest: Contest, trials: Rows, rows: Rows, comman
     """Writes pictures, `table.md`, `report.md` and `report.html` into `folder`."""
     pictures = draw_paper(folder, contest, rows)
     scenarios = [s for s in contest.settings if any(row["scenario"] == s for row in rows)]
-    subject, _ = make_subject(contest.settings[scenarios[0]], contest.cache, TUNING_SEED)
+    first = contest.settings[scenarios[0]]
+    subject, _ = make_subject(first, contest.cache, TUNING_SEED, retrain=False)
     goals = _goals(rows, scenarios, contest.arms)
     (folder / "table.md").write_text(goals + "\n", encoding="utf-8")
     parts = [
@@ -312,12 +313,20 @@ def _tuning(contest: Contest, trials: Rows, scenarios: Sequence[str]) -> str:
         [
             "Each procedure had eight trials per scenario, judged by validation accuracy + "
             "corrected-forget accuracy (for removal: validation accuracy less its distance to the "
-            f"accuracy on the removed records) on seed {TUNING_SEED}, which is not reported; "
-            "neither test data nor a retrained model was looked at. The chosen numbers; * marks "
-            "the first or last trial. All are in `tuning.jsonl`.",
+            f"accuracy on the removed records), {_tuned_on(contest)}; neither test data nor a "
+            "retrained model was looked at. The chosen numbers; * marks the first or last trial. "
+            "All are in `tuning.jsonl`.",
             markdown_table(columns, table),
         ]
     )
+
+
+def _tuned_on(contest: Contest) -> str:
+    first, *more = contest.tuning_seeds
+    if not more:
+        return f"on seed {first}, which is not reported"
+    seeds = f"{first} and {more[0]} to {more[-1]}" if more[1:] else f"{first} and {more[0]}"
+    return f"over seeds {seeds}, which are not reported"
 
 
 def _chosen(row: dict[str, Any]) -> str:
