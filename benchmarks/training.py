@@ -88,7 +88,7 @@ def _train(
 
 @functools.partial(jax.jit, static_argnums=0)
 def predict(model: Model, params: Any, images: jax.Array) -> jax.Array:
-    """The class that the model gives each image, 1,000 images at a time."""
+    """The class that the model gives each image, few at a time, so that they stay in the cache."""
     return jax.lax.map(
-        lambda image: model.apply(params, image[None])[0].argmax(), images, batch_size=1000
+        lambda image: model.apply(params, image[None])[0].argmax(), images, batch_size=50
     ).astype(jnp.int32)
