@@ -202,6 +202,15 @@ def test_a_first_order_step_on_every_parameter_is_the_formula(tiny):
     assert gradients == 2 * len(tiny.original.labels)
 
 
+@pytest.mark.parametrize("name", ["decrease", "sharpest", "saliency", "random"])
+def test_selections_per_unit_reach_every_unit_alike(tiny, name):
+    mask = SELECTIONS[f"{name}_per_unit"].select(tiny)
+    layers = [np.vstack([layer["kernel"], layer["bias"]]) for layer in mask.values()]
+    counts = np.concatenate([layer.sum(0) for layer in layers])
+    assert counts.sum() == round(0.05 * count_entries(tiny.params)) == 328
+    assert set(counts) == {3, 4}  # 328 entries of 106 units
+
+
 def test_every_procedure_has_eight_trials():
     assert {len(procedure.trials) for procedure in PROCEDURES.values()} == {8}
 

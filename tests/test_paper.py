@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import benchmarks.contest as contest_module
 import benchmarks.paper
 from benchmarks.__main__ import main
-from benchmarks.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest
+from benchmarks.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest, tune
 from benchmarks.errors import UsageError
 from benchmarks.paper import Paper
 from benchmarks.paper_summary import against_rivals, best_rival, gap_of, reached, standings
@@ -166,12 +168,33 @@ def test_figures_against_the_best_other_procedure():
             "`frontier-budgets` must lie between 0 and 1; got 2.",
         ),
         ({"seeds": 0}, "`seeds` must be at least 1; got 0."),
+        ({"tuning_seeds": 0}, "`tuning-seeds` must be at least 1; got 0."),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(UsageError) as caught:
         Paper(**options).contest()
     assert str(caught.value) == message
+
+
+def test_the_best_trial_is_the_best_over_all_tuning_seeds(monkeypatch):
+    monkeypatch.setitem(PROCEDURES, "full", PROCEDURES["full"]._replace(trials=["a", "b", "c"]))
+    figures = {0: [0.9, 0.5, 0.8], 10_000: [0.1, 0.5, 0.8], 10_001: [0.9, 0.5, 0.1]}
+
+    class Bench:
+        def __init__(self, seed):
+            self.objectives = figures[seed]
+
+        def try_all(self, arm):
+            return np.array([(0.1, 0.2, objective) for objective in self.objectives])
+
+    contest = Contest({}, (1.0,), (), (), (), Path(), num_tuning_seeds=3)
+    assert contest.tuning_seeds == (0, 10_000, 10_001)
+    benches = [Bench(seed) for seed in contest.tuning_seeds]
+    row = tune(benches, "label", Arm("full", 0.05, 0.02))
+    assert row["chosen"] == "a"
+    assert row["validation_accuracy"] == [0.1] * 3
+    assert tune(benches[1:2], "label", Arm("full", 0.05, 0.02))["chosen"] == "c"
 
 
 def test_sizes():

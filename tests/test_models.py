@@ -1,0 +1,71 @@
+"""The benchmarks' networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import sapsel_jax as sap
+from benchmarks.curvature import curvature, estimator
+from benchmarks.models import MODELS, build_model, convolve
+from benchmarks.training import RECIPES
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("image", [(7, 6), (8, 8)])
+def test_convolutions_by_patches_are_those_of_lax(stride, size, padding, image):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, *image, 3))
+    kernel = rng.standard_normal((size, size, 3, 4))
+    layout = ("NHWC", "HWIO", "NHWC")
+    with jax.enable_x64(True):
+        want = lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=layout
+        )
+        got = convolve(jnp.asarray(x), jnp.asarray(kernel), (stride, stride), padding)
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_every_network_has_a_recipe_for_every_data_set():
+    assert set(RECIPES) == {(d, m) for d in ("digits", "mnist", "cifar10") for m in MODELS}
+
+
+def small(name):
+    return build_model(name, dataset="digits", image_shape=(8, 8, 1), num_classes=10)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_networks_give_logits_and_name_their_last_layer(name):
+    model = small(name)
+    params = model.init(3)
+    images = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
+    logits = jax.jit(model.apply)(params, images)
+    assert logits.shape == (5, 10)
+    np.testing.assert_allclose(model.apply(params, images[:1])[0], logits[0], rtol=1e-4, atol=1e-5)
+    last = sap.select_leaves(params, lambda path, _: path.startswith(f"{model.last_layer}/"))
+    assert sap.mask_count(last["dense1" if name != "mlp" else "dense3"]) > 0
+    again, other = model.init(3), model.init(4)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), params, again))
+    assert not jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), params, other))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_curvature_is_exact_where_that_is_cheap(name, monkeypatch):
+    asked = []
+
+    def exact(loss_fn):
+        asked.append("exact")
+        return lambda params, batch: params
+
+    def propagated(loss_fn, *, microbatch):
+        asked.append("propagated")
+        return lambda params, batch, key: params
+
+    monkeypatch.setattr(sap, "exact_diagonal", exact)
+    monkeypatch.setattr(sap, "propagated_diagonal", propagated)
+    curvature.__wrapped__(small(name), {}, {})
+    assert asked[0] in estimator(name)
+    assert asked == ["propagated" if name == "resnet" else "exact"]
