@@ -88,7 +88,13 @@ def _train(
 
 @functools.partial(jax.jit, static_argnums=0)
 def predict(model: Model, params: Any, images: jax.Array) -> jax.Array:
-    """The class that the model gives each image, few at a time, so that they stay in the cache."""
-    return jax.lax.map(
-        lambda image: model.apply(params, image[None])[0].argmax(), images, batch_size=50
-    ).astype(jnp.int32)
+    """The class that the model gives each image, -1 where a logit is NaN.
+
+    Few images at a time, so that they stay in the cache.
+    """
+
+    def of(image: jax.Array) -> jax.Array:
+        logits = model.apply(params, image[None])[0]
+        return jnp.where(jnp.isnan(logits).any(), -1, logits.argmax()).astype(jnp.int32)
+
+    return jax.lax.map(of, images, batch_size=50)

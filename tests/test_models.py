@@ -9,7 +9,7 @@ from jax import lax
 import sapsel_jax as sap
 from benchmarks.curvature import curvature, estimator
 from benchmarks.models import MODELS, build_model, convolve
-from benchmarks.training import RECIPES
+from benchmarks.training import RECIPES, predict
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -50,6 +50,17 @@ def test_networks_give_logits_and_name_their_last_layer(name):
     again, other = model.init(3), model.init(4)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), params, again))
     assert not jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), params, other))
+
+
+def test_predictions_are_the_largest_logits_and_nan_is_no_class():
+    model = small("mlp")
+    params = model.init(0)
+    images = np.random.default_rng(0).random((120, 8, 8, 1), np.float32)
+    np.testing.assert_array_equal(
+        predict(model, params, images), np.argmax(model.apply(params, images), -1)
+    )
+    images[7] = np.nan
+    assert np.flatnonzero(np.asarray(predict(model, params, images)) == -1).tolist() == [7]
 
 
 @pytest.mark.parametrize("name", MODELS)
