@@ -22,6 +22,7 @@ from benchmarks.page import write_page
 from benchmarks.paper_figures import area_text, figures_table
 from benchmarks.paper_plots import draw_paper
 from benchmarks.paper_summary import (
+    CLAIMS,
     FORGET_GOAL,
     FORGET_MEASURE,
     TEST_GOAL,
@@ -180,18 +181,11 @@ def _plain_findings(rows: Rows, scenarios: Sequence[str], arms: Sequence[Arm]) -
         f"difference in {count('no difference shown', rivals)} of {len(rivals)} cells. By the "
         f"intervals, which are not corrected for their number, it is further in {worse}.",
     ]
-    words = {
-        "random_like_sharpest": "the ranking by curvature adds something beyond its choice of "
-        "layers",
-        "full": "few parameters do better than all of them",
-        "last_layer": "few chosen parameters do better than the last layer",
-        "flattest": "the sharpest parameters do better than the flattest",
-    }
-    for other, claim in words.items():
-        some = [c for c in found if c.method == "sharpest" and c.other == other]
+    for (method, other), claim in CLAIMS.items():
+        some = [c for c in found if c.method == method and c.other == other]
         if some:
             sentences.append(
-                f"- That {claim}: `sharpest` is nearer to retraining than `{other}` in "
+                f"- That {claim}: `{method}` is nearer to retraining than `{other}` in "
                 f"{count('nearer', some)}, further in {count('further', some)} and without a shown "
                 f"difference in {count('no difference shown', some)} of {len(some)} cells."
             )

@@ -14,10 +14,19 @@ FORGET_MEASURE = {"label": "forget", "backdoor": "attack", "feature": "forget", 
 """The figure that says whether a scenario's poison is gone."""
 FORGET_GOAL, TEST_GOAL = 0.95, 0.8
 CLAIMS = {
-    "decrease_per_unit": ("random_per_unit", "saliency_per_unit", "sharpest", "full", "last_layer"),
-    "sharpest": ("random_like_sharpest", "full", "last_layer", "flattest"),
+    (PROPOSED, "sharpest"): "the gain to expect, from every unit alike, does better than sharpness "
+    "alone",
+    (PROPOSED, "random_per_unit"): "the ranking adds something beyond taking from every unit alike",
+    (PROPOSED, "saliency_per_unit"): "curvature adds something to the gradient there",
+    (PROPOSED, "full"): "few entries so chosen do better than all parameters",
+    (PROPOSED, "last_layer"): "few entries so chosen do better than the last layer",
+    ("sharpest", "random_like_sharpest"): "the ranking by curvature adds something beyond its "
+    "choice of layers",
+    ("sharpest", "full"): "the sharpest parameters do better than all of them",
+    ("sharpest", "last_layer"): "the sharpest parameters do better than the last layer",
+    ("sharpest", "flattest"): "the sharpest parameters do better than the flattest",
 }
-"""What is compared with what, on the same poisoned models."""
+"""Which procedure is compared with which, on the same poisoned models, and what that would show."""
 
 
 class Standing(NamedTuple):
@@ -149,8 +158,7 @@ def claims(rows: Rows, scenarios: Iterable[str], arms: Sequence[Arm]) -> list[Co
     """Every pair of `CLAIMS`, by the forget measure and by test accuracy."""
     pairs = [
         (scenario, method, other, short, gap_of(short))
-        for method, others in CLAIMS.items()
-        for other in others
+        for method, other in CLAIMS
         for scenario in scenarios
         for short in (FORGET_MEASURE[scenario], "test")
     ]
