@@ -76,7 +76,7 @@ def _draw_gaps(path: Path, rows: Rows, scenarios: Sequence[str], arms: Sequence[
                 _draw_gap_row(ax, rows, scenario, each.method, methods, arms, short)
             ax.set_title(f"{scenario} · {WORDS[short]}", pad=10)
             ax.set_xlim(-0.01, MOST_POINTS)
-            ax.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}")
+            ax.xaxis.set_major_formatter(lambda x, _: f"{round(100 * x, 1):g}")
             ax.grid(axis="both", color=FAINT, linewidth=0.7)
             ax.axvline(0, color=INK, linewidth=1)
             ax.tick_params(axis="y", length=0)
@@ -143,7 +143,7 @@ def _draw_relearning(path: Path, rows: Rows, scenarios: Sequence[str], arms: Seq
                 ax.plot(counts, mean, style, color=colour, linewidth=width, label=label)
                 ax.set_xticks(counts, [str(count) for count in own[0]["relearning_counts"]])
             ax.set_title(scenario)
-            ax.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
+            ax.yaxis.set_major_formatter(lambda y, _: f"{round(100 * y, 1):g} %")
             ax.grid(axis="y", color=FAINT, linewidth=0.7)
             ax.set_xlabel("poisoned examples that the attacker holds")
         for ax in axes[len(scenarios) :]:
@@ -189,7 +189,7 @@ def _draw_frontier(path: Path, rows: Rows, scenarios: Sequence[str], contest: Co
                 ax.minorticks_off()
                 ax.set_xticks(sorted(places), [f"{x:g}" for x in sorted(places)])
                 suffix = " %" if recovered else ""
-                ax.yaxis.set_major_formatter(lambda y, _, s=suffix: f"{100 * y:.0f}{s}")
+                ax.yaxis.set_major_formatter(lambda y, _, s=suffix: f"{round(100 * y, 1):g}{s}")
                 ax.grid(axis="y", color=FAINT, linewidth=0.7)
                 unit = "recovery" if recovered else "gap, points"
                 ax.set_title(f"{scenario} · {WORDS[short]}: {unit}", fontsize=9)

@@ -96,6 +96,8 @@ def _opening(contest: Contest, scenarios: Sequence[str], subject: Subject, rows:
         f"the same {100 * main.budget:g} % of the example gradients that training from scratch "
         "costs, the search for what to change included, to make up for it. The aim is the model "
         "that was trained from scratch on the data as it should have been.",
+        f"The goal is stated for `{PROPOSED}`, which takes {PROCEDURES[PROPOSED].summary}, and "
+        "corrects those alone by steps of adam.",
         f"{subject.model.description}, {rows[0]['total_entries']:,} parameters, data variant "
         f"{subject.dataset.variant}. A mask selects {100 * main.fraction:g} % of the parameters. "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}; ± is the half width of a 95 % t interval.",
