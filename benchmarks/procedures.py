@@ -42,7 +42,11 @@ FORWARD_GRADIENTS = 1 / 3
 """And of a forward pass alone."""
 RATES = (1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 4e-3, 1e-2, 3e-2)
 MASKED_RATES = (1e-3, 3e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1)
-"""Learning rates that are tried; few entries have to go further than many."""
+FINE_TUNING_RATES = (1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1)
+HARMFUL_RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+"""Learning rates that are tried. Few entries have to go further than many; what draws a model away
+from the data that it should keep has to stop soon."""
+STEP_SIZES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0, 100.0)
 NUM_NEWTON_STEPS, NUM_PRODUCTS = 2, 8
 SOLVER = sap.conjugate_gradient(tolerance=0.1, max_iterations=NUM_PRODUCTS)
 MICROBATCH = 250
@@ -129,7 +133,7 @@ def _steps(
     return Procedure(summary, corrective, trials, chosen.select, chosen.gradients, run)
 
 
-def _perturbed_steps(*, summary: str, selection: str) -> Procedure:
+def _perturbed_steps(*, summary: str, selection: str, rates: Sequence[float]) -> Procedure:
     """The same on corrective batches by `sharpness_aware`, perturbed by what is to be corrected."""
 
     def run(problem: Problem, mask: Any, budget: int, trial: Trial) -> tuple[Any, int]:
@@ -143,7 +147,7 @@ def _perturbed_steps(*, summary: str, selection: str) -> Procedure:
         return _descend(*work, trial["rate"], trial["radius"]), 3 * half * steps
 
     chosen = SELECTIONS[selection]
-    trials = _grid("rate", (3e-3, 1e-2, 3e-2, 1e-1), "radius", (0.05, 0.5))
+    trials = _grid("rate", rates, "radius", (0.05, 0.5))
     return Procedure(summary, True, trials, chosen.select, chosen.gradients, run)
 
 
@@ -160,7 +164,7 @@ def _first(*, summary: str, selection: str) -> Procedure:
         return first_order_step(*args, microbatch=MICROBATCH), problem.num_changed
 
     chosen = SELECTIONS[selection]
-    trials = [{"step_size": value} for value in UPDATES["first_order"].trials]
+    trials = [{"step_size": value} for value in STEP_SIZES]
     return Procedure(summary, True, trials, chosen.select, chosen.gradients, run)
 
 
@@ -219,7 +223,7 @@ def _dampening() -> Procedure:
         "selective synaptic dampening: shrinks entries whose Fisher information is higher on the "
         "poisoned examples than on the data",
         False,
-        [{"alpha": value} for value in (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)],
+        [{"alpha": value} for value in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)],
         lambda p: _fishers(p, "original", "train"),
         lambda p: 2 * FISHER_GRADIENTS * _num_fisher(p, 2),
         run,
@@ -259,7 +263,7 @@ def _teaching() -> Procedure:
     return Procedure(
         "SCRUB: away from the poisoned model on the poisoned examples, close to it on the others",
         False,
-        _grid("rate", (1e-4, 3e-4, 1e-3, 3e-3), "alpha", (0.1, 1.0)),
+        _grid("rate", (3e-5, 3e-4, 3e-3, 1e-2), "alpha", (0.1, 1.0)),
         full.select,
         full.gradients,
         run,
@@ -279,7 +283,9 @@ def _salun_selection(problem: Problem) -> Any:
 PROCEDURES: dict[str, Procedure] = {
     "decrease_per_unit": _masked("decrease_per_unit"),
     "decrease_per_unit_perturbed": _perturbed_steps(
-        summary="the same entries by sharpness-aware steps", selection="decrease_per_unit"
+        summary="the same entries by sharpness-aware steps",
+        selection="decrease_per_unit",
+        rates=(1e-3, 5e-3, 2e-2, 1e-1),
     ),
     **{
         name: _masked(name) for name in ("decrease", "newton_step", "sharpest_per_unit", "sharpest")
@@ -305,30 +311,37 @@ PROCEDURES: dict[str, Procedure] = {
         )
     },
     "full_perturbed": _perturbed_steps(
-        summary="every parameter by sharpness-aware steps", selection="full"
+        summary="every parameter by sharpness-aware steps",
+        selection="full",
+        rates=(3e-4, 1e-3, 3e-3, 1e-2),
     ),
     "full_first_order": _first(summary="every parameter by one first-order step", selection="full"),
     "full_second_order": _second(summary="every parameter by two Newton steps", selection="full"),
     "fine_tune": _steps(
         lambda problem, trial: [(problem.retained, 1.0, 1.0)],
         summary="fine-tuning on the retained examples alone",
+        rates=FINE_TUNING_RATES,
     ),
     "gradient_ascent": _steps(
         lambda problem, trial: [(problem.original, -1.0, 1.0)],
         summary="ascent on the loss of the poisoned examples",
+        rates=HARMFUL_RATES,
     ),
     "neggrad_plus": _steps(
         _negated,
         summary="NegGrad+: ascent on the poisoned examples, descent on the retained ones",
-        trials=_grid("rate", (1e-4, 3e-4, 1e-3, 3e-3), "alpha", (0.9, 0.99)),
+        trials=_grid("rate", (1e-4, 1e-3, 3e-3, 1e-2), "alpha", (0.9, 0.99)),
     ),
     "random_labels": _steps(
-        _relabelled, summary="random labels on the poisoned examples, retained ones beside them"
+        _relabelled,
+        summary="random labels on the poisoned examples, retained ones beside them",
+        rates=HARMFUL_RATES,
     ),
     "salun": _steps(
         _relabelled,
         summary="SalUn: the same on the half of the entries with the largest gradient there",
         selection="saliency",
+        rates=HARMFUL_RATES,
     )._replace(select=_salun_selection),
     "ssd": _dampening(),
     "fisher_forgetting": _noising(),
