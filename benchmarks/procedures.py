@@ -29,7 +29,6 @@ from benchmarks.models import Model
 from benchmarks.problems import SELECTIONS, Problem
 from benchmarks.updates import (
     PRODUCT_GRADIENTS,
-    UPDATES,
     as_batch,
     first_order_step,
     mix_batches,
