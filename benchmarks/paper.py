@@ -163,5 +163,5 @@ class Paper:
     def _identity(self) -> dict[str, object]:
         """What rows depend on; more seeds, scenarios or known shares only add rows."""
         names = ("dataset", "model", "train_examples", "epochs", "quick")
-        identity = {name: getattr(self, name) for name in names}
+        identity: dict[str, object] = {name: getattr(self, name) for name in names}
         return identity | {"tuning_seeds": self._num_tuning_seeds}

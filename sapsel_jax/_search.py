@@ -6,7 +6,7 @@ kept beside them but the masks.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -57,7 +57,7 @@ def top_entries(
             f"Selection takes fewer than {MAX_ENTRIES} entries at a time; got {total}."
         )
     count = jnp.asarray(count, jnp.uint32)
-    axes = [None] * len(leaves) if units is None else units
+    axes: list[int | None] = [None] * len(leaves) if units is None else list(units)
     totals = functools.partial(_totals, axes=axes)
     # Everything lies at or above the lowest key: one number, or one per unit with its sharding.
     everything = [[jnp.ones_like(leaf, bool)] for leaf in leaves]
@@ -144,9 +144,9 @@ def _largest(
         step = (width - 1) // num_parts + 1
         candidates = [low + (part * step).astype(low.dtype) for part in range(1, num_parts)]
         counts = [reached, *at_or_above(seen, candidates), above]
-        part = sum((count >= wanted).astype(jnp.int32) for count in counts[1:-1])
+        part = _sum((count >= wanted).astype(jnp.int32) for count in counts[1:-1])
         low = low + (part.astype(unsigned) * step).astype(low.dtype)
-        pick = lambda place: sum(
+        pick = lambda place: _sum(
             jnp.where(place == i, count, jnp.uint32(0)) for i, count in enumerate(counts)
         )
         return low, step, pick(part), pick(part + 1)
@@ -169,7 +169,7 @@ def _totals(selected: list[list[jax.Array]], axes: list[int | None]) -> list[jax
         _counts([condition.astype(jnp.uint32) for condition in leaf], axis)
         for leaf, axis in zip(selected, axes, strict=True)
     ]
-    return [functools.reduce(jnp.add, of_leaves) for of_leaves in zip(*counts, strict=True)]
+    return [_sum(of_leaves) for of_leaves in zip(*counts, strict=True)]
 
 
 def _counts(selected: list[jax.Array], axis: int | None) -> list[jax.Array]:
@@ -188,6 +188,10 @@ def _counts(selected: list[jax.Array], axis: int | None) -> list[jax.Array]:
         others[1:] if by_rows else others,
     )
     return [jnp.sum(row, dtype=jnp.uint32) for row in rows] if axis is None else rows
+
+
+def _sum(arrays: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, arrays)
 
 
 def _strides(leaves: list[jax.Array]) -> list[list[jax.Array]]:

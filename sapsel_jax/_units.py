@@ -153,9 +153,7 @@ class _Group(NamedTuple):
     """The entries of a unit over all of its leaves."""
 
 
-def _divide(
-    scores: Scores, axis: int, groups: Groups
-) -> tuple[list[jax.Array], jax.tree_util.PyTreeDef, list[_Group]]:
+def _divide(scores: Scores, axis: int, groups: Groups) -> tuple[list[jax.Array], Any, list[_Group]]:
     """The leaves, their structure, and what belongs together."""
     check_integer("axis", axis)
     check_float_leaves("scores", scores)

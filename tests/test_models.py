@@ -1,5 +1,7 @@
 """The benchmarks' networks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +20,14 @@ from benchmarks.training import RECIPES, predict
 @pytest.mark.parametrize("image", [(7, 6), (8, 8)])
 def test_convolutions_by_patches_are_those_of_lax(stride, size, padding, image):
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, *image, 3))
-    kernel = rng.standard_normal((size, size, 3, 4))
     layout = ("NHWC", "HWIO", "NHWC")
     with jax.enable_x64(True):
+        x = jnp.asarray(rng.standard_normal((2, *image, 3)))
+        kernel = jnp.asarray(rng.standard_normal((size, size, 3, 4)))
         want = lax.conv_general_dilated(
             x, kernel, (stride, stride), padding, dimension_numbers=layout
         )
-        got = convolve(jnp.asarray(x), jnp.asarray(kernel), (stride, stride), padding)
+        got = convolve(x, kernel, (stride, stride), padding)
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
@@ -44,7 +46,9 @@ def test_networks_give_logits_and_name_their_last_layer(name):
     images = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
     logits = jax.jit(model.apply)(params, images)
     assert logits.shape == (5, 10)
-    np.testing.assert_allclose(model.apply(params, images[:1])[0], logits[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        model.apply(params, jnp.asarray(images[:1]))[0], logits[0], rtol=1e-4, atol=1e-5
+    )
     last = sap.select_leaves(params, lambda path, _: path.startswith(f"{model.last_layer}/"))
     assert sap.mask_count(last["dense1" if name != "mlp" else "dense3"]) > 0
     again, other = model.init(3), model.init(4)
@@ -57,7 +61,7 @@ def test_predictions_are_the_largest_logits_and_nan_is_no_class():
     params = model.init(0)
     images = np.random.default_rng(0).random((120, 8, 8, 1), np.float32)
     np.testing.assert_array_equal(
-        predict(model, params, images), np.argmax(model.apply(params, images), -1)
+        predict(model, params, images), np.argmax(model.apply(params, jnp.asarray(images)), -1)
     )
     images[7] = np.nan
     assert np.flatnonzero(np.asarray(predict(model, params, images)) == -1).tolist() == [7]
@@ -77,6 +81,7 @@ def test_the_curvature_is_exact_where_that_is_cheap(name, monkeypatch):
 
     monkeypatch.setattr(sap, "exact_diagonal", exact)
     monkeypatch.setattr(sap, "propagated_diagonal", propagated)
-    curvature.__wrapped__(small(name), {}, {})
+    jitted: Any = curvature
+    jitted.__wrapped__(small(name), {}, {})
     assert asked[0] in estimator(name)
     assert asked == ["propagated" if name == "resnet" else "exact"]

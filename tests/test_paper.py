@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def test_the_best_trial_is_the_best_over_all_tuning_seeds(monkeypatch):
 
     contest = Contest({}, (1.0,), (), (), (), Path(), num_tuning_seeds=3)
     assert contest.tuning_seeds == (0, 10_000, 10_001)
-    benches = [Bench(seed) for seed in contest.tuning_seeds]
+    benches: Any = [Bench(seed) for seed in contest.tuning_seeds]
     row = tune(benches, "label", Arm("full", 0.05, 0.02))
     assert row["chosen"] == "a"
     assert row["validation_accuracy"] == [0.1] * 3
