@@ -107,7 +107,8 @@ def select_top_fraction_per_unit(
       ValueError: if `fraction` lies outside [0, 1], a leaf has no such axis, or leaves of one group
         differ in their number of units.
 
-    Cost: that of three `select_top_fraction`.
+    Cost: five times that of `select_top_fraction`, measured on 30 million entries on CPU; no
+      gradient.
 
     Source: Zhang et al., "Gradient-based Parameter Selection for Efficient Fine-Tuning" (arXiv
       2312.10136), selects the same number of connections of every neuron; the score is the caller's
