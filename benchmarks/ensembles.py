@@ -17,12 +17,9 @@ from benchmarks.data import Split
 from benchmarks.experiment import Case, tuning_objective
 from benchmarks.methods import METHODS
 from benchmarks.metrics import accuracy
-from benchmarks.models import Model
+from benchmarks.models import AT_ONCE, Model
 from benchmarks.training import Recipe, shuffled_batches
 from benchmarks.updates import UPDATES, Update, as_batch
-
-AT_ONCE = {"mlp": 8, "cnn": 1, "resnet": 1}
-"""How many models train side by side; convolutions, each with kernels of its own, one by one."""
 
 
 class Evidence(NamedTuple):

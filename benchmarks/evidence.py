@@ -17,8 +17,9 @@ from benchmarks.metrics import (
     judged_sets,
     towards_retraining,
 )
-from benchmarks.models import Model
+from benchmarks.models import AT_ONCE, Model
 from benchmarks.scenarios import TARGET, Poisoned, add_mark, add_trigger, shift_labels
+from benchmarks.training import compute_logits
 from benchmarks.updates import as_batch
 
 MOST = 1_000
@@ -111,7 +112,9 @@ def membership(subject: Subject, params: Any) -> dict[str, float]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _membership(model: Model, params: Any, members: Split, others: Split) -> Any:
-    logits = [model.apply(params, jnp.asarray(split.images)) for split in (members, others)]
+    logits = [
+        compute_logits(model, params, jnp.asarray(split.images)) for split in (members, others)
+    ]
     losses = [
         -jnp.take_along_axis(jax.nn.log_softmax(x), jnp.asarray(split.labels)[:, None], 1)[:, 0]
         for x, split in zip(logits, (members, others), strict=True)
@@ -146,7 +149,7 @@ def _relearn(
     model: Model, counts: tuple[int, ...], params: Any, examples: Any, heldout: Any
 ) -> jax.Array:
     def score(p: Any, batch: Any) -> jax.Array:
-        return sap.audit.accuracy(model.apply(p, batch["image"]), batch["label"])
+        return sap.audit.accuracy(compute_logits(model, p, batch["image"]), batch["label"])
 
     return sap.audit.relearn(
         model.loss,
@@ -158,6 +161,7 @@ def _relearn(
         counts=counts,
         num_steps=RELEARNING_STEPS,
         batch_size=RELEARNING_BATCH,
+        at_once=AT_ONCE[model.name],
     ).rates
 
 

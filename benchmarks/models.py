@@ -21,6 +21,8 @@ MODELS = {
 MLP_WIDTHS = {"digits": (64, 32), "mnist": (128, 128), "cifar10": (256, 128)}
 CNN_CHANNELS = {"digits": (8, 16), "mnist": (8, 16), "cifar10": (16, 32)}
 RESNET_CHANNELS = (16, 32, 64)
+AT_ONCE = {"mlp": 8, "cnn": 1, "resnet": 1}
+"""How many models train side by side; convolutions, each with kernels of its own, one by one."""
 
 
 class MLP(nnx.Module):

@@ -88,13 +88,11 @@ def _train(
 
 @functools.partial(jax.jit, static_argnums=0)
 def predict(model: Model, params: Any, images: jax.Array) -> jax.Array:
-    """The class that the model gives each image, -1 where a logit is NaN.
+    """The class that the model gives each image, -1 where a logit is NaN."""
+    logits = compute_logits(model, params, images)
+    return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1)).astype(jnp.int32)
 
-    Few images at a time, so that they stay in the cache.
-    """
 
-    def of(image: jax.Array) -> jax.Array:
-        logits = model.apply(params, image[None])[0]
-        return jnp.where(jnp.isnan(logits).any(), -1, logits.argmax()).astype(jnp.int32)
-
-    return jax.lax.map(of, images, batch_size=50)
+def compute_logits(model: Model, params: Any, images: jax.Array) -> jax.Array:
+    """Of each image; few at a time, so that they stay in the cache."""
+    return jax.lax.map(lambda x: model.apply(params, x[None])[0], images, batch_size=50)
