@@ -18,7 +18,7 @@ PAGE = """<!doctype html>
 * {{ box-sizing: border-box; }}
 body {{ margin: 0; background: var(--wash); color: var(--ink);
   font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }}
-main {{ max-width: 1080px; margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3rem) 4rem;
+main {{ max-width: 1320px; margin: 0 auto; padding: 2.5rem clamp(1rem, 2.5vw, 3rem) 4rem;
   background: #fff; min-height: 100vh; }}
 h1 {{ font-size: clamp(1.5rem, 4vw, 2.1rem); line-height: 1.2; margin: 0 0 .5rem; }}
 h2 {{ font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-top: 1.25rem;
@@ -31,9 +31,9 @@ p:has(> img) {{ max-width: none; overflow-x: auto; }}
 p:has(> img) > img {{ min-width: 640px; }}
 p:has(> img) + p {{ color: var(--muted); font-size: .9rem; margin-top: .25rem; }}
 .table {{ overflow-x: auto; margin: .5rem 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; font-size: .86rem;
+table {{ border-collapse: collapse; width: 100%; font-size: .82rem;
   font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .4rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }}
+th, td {{ padding: .35rem .45rem; border-bottom: 1px solid var(--line); white-space: nowrap; }}
 th {{ white-space: normal; color: var(--muted); font-weight: 600; vertical-align: bottom;
   border-bottom: 2px solid var(--line); }}
 tbody tr:hover {{ background: var(--wash); }}
