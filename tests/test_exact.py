@@ -37,7 +37,7 @@ def reasons(plan):
     return {use.path: use.reason for use in plan.uses if use.reason}
 
 
-FAST = {"plain-mlp", "plain-lenet"}
+FAST = {"plain-mlp"}
 
 
 @pytest.mark.parametrize(

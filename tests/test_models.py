@@ -39,7 +39,9 @@ def small(name):
     return build_model(name, dataset="digits", image_shape=(8, 8, 1), num_classes=10)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "resnet" else n for n in MODELS]
+)
 def test_networks_give_logits_and_name_their_last_layer(name):
     model = small(name)
     params = model.init(3)

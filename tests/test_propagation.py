@@ -196,6 +196,7 @@ def test_dense_layers_hold_no_weight_gradient_of_each_example():
     assert temporary_bytes(program) < 4 * len(batch) * kernel.size / 2
 
 
+@pytest.mark.slow
 def test_weights_and_reduction():
     loss_fn, params, batch, key = tanh_mlp()
     weights = jnp.array([0.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0])
@@ -213,6 +214,7 @@ def test_weights_and_reduction():
     chex.assert_trees_all_close(parts, total, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_error_is_the_spread_between_probes_over_root_probes():
     loss_fn = lambda w, x: jax.nn.logsumexp(jnp.tanh(x @ w))
     params, batch = networks.normal(jax.random.key(0), 3, 3), jnp.eye(3) * 2 - 1

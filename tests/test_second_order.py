@@ -131,7 +131,8 @@ def train(x, y, w=None, num_steps=30):
     return w
 
 
-@pytest.mark.parametrize("removal", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("removal", [False, True])
 def test_corrected_and_removed_patients(removal):
     x, labels = patients()
     order = np.random.default_rng(1).permutation(len(labels))
