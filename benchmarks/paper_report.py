@@ -36,7 +36,7 @@ from benchmarks.paper_summary import (
     standings,
 )
 from benchmarks.plots import WORDS
-from benchmarks.problems import CURVATURE_GRADIENTS
+from benchmarks.problems import CURVATURE_GRADIENTS, curvature_examples
 from benchmarks.procedures import PROCEDURES, PROPOSED
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.statistics import Interval
@@ -333,7 +333,8 @@ def _chosen(row: dict[str, Any]) -> str:
 
 def _how(contest: Contest, subject: Subject, rows: Rows, command: str) -> str:
     settings = contest.settings[subject.scenario]
-    count = min(500, len(subject.dataset.train.labels))
+    budget = int(contest.arms[0].budget * rows[0]["retrain_example_gradients"])
+    count = min(curvature_examples(budget), len(subject.dataset.train.labels))
     sample = as_batch(subject.dataset.train.take(np.arange(count)))
     measured = gradient_equivalents(subject.model, subject.params, sample)
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
@@ -353,7 +354,8 @@ def _how(contest: Contest, subject: Subject, rows: Rows, command: str) -> str:
             f"{short_number(rows[0]['retrain_example_gradients'])} example gradients.{removal}",
             f"- Seeds reported: {sizes}.",
             f"- Curvature: {estimator(subject.model.name)}, counted as {CURVATURE_GRADIENTS} "
-            f"gradient equivalents; measured beside this report: {measured:.1f}.",
+            f"gradient equivalents; measured beside this report, on the {count:,} examples of the "
+            f"main budget: {measured:.1f}.",
             f"- Software: Python {platform.python_version()}, {versions}.",
         ]
     )

@@ -70,8 +70,8 @@ class Problem(NamedTuple):
 
     @property
     def num_curvature(self) -> int:
-        """Examples that curvature is measured on: an eighth of the budget."""
-        return max(1, self.budget // (8 * CURVATURE_GRADIENTS))
+        """Examples that curvature is measured on."""
+        return curvature_examples(self.budget)
 
     @property
     def material(self) -> Material:
@@ -96,6 +96,11 @@ class Problem(NamedTuple):
     def num_changed(self) -> int:
         """Their number, of both together."""
         return self.num_gradient * (1 if self.corrected is None else 2)
+
+
+def curvature_examples(budget: int) -> int:
+    """How many of them an eighth of a budget pays for."""
+    return max(1, budget // (8 * CURVATURE_GRADIENTS))
 
 
 class Selection(NamedTuple):
