@@ -334,8 +334,8 @@ def _chosen(row: dict[str, Any]) -> str:
 def _how(contest: Contest, subject: Subject, rows: Rows, command: str) -> str:
     settings = contest.settings[subject.scenario]
     budget = int(contest.arms[0].budget * rows[0]["retrain_example_gradients"])
-    count = min(curvature_examples(budget), len(subject.dataset.train.labels))
-    sample = as_batch(subject.dataset.train.take(np.arange(count)))
+    num_timed = min(curvature_examples(budget), len(subject.dataset.train.labels))
+    sample = as_batch(subject.dataset.train.take(np.arange(num_timed)))
     measured = gradient_equivalents(subject.model, subject.params, sample)
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
     sizes = ", ".join(
@@ -354,7 +354,7 @@ def _how(contest: Contest, subject: Subject, rows: Rows, command: str) -> str:
             f"{short_number(rows[0]['retrain_example_gradients'])} example gradients.{removal}",
             f"- Seeds reported: {sizes}.",
             f"- Curvature: {estimator(subject.model.name)}, counted as {CURVATURE_GRADIENTS} "
-            f"gradient equivalents; measured beside this report, on the {count:,} examples of the "
+            f"gradient equivalents; measured beside this report, on the {num_timed:,} examples of the "
             f"main budget: {measured:.1f}.",
             f"- Software: Python {platform.python_version()}, {versions}.",
         ]
