@@ -354,8 +354,8 @@ def _how(contest: Contest, subject: Subject, rows: Rows, command: str) -> str:
             f"{short_number(rows[0]['retrain_example_gradients'])} example gradients.{removal}",
             f"- Seeds reported: {sizes}.",
             f"- Curvature: {estimator(subject.model.name)}, counted as {CURVATURE_GRADIENTS} "
-            f"gradient equivalents; measured beside this report, on the {num_timed:,} examples of the "
-            f"main budget: {measured:.1f}.",
+            f"gradient equivalents; measured beside this report, on the {num_timed:,} examples of "
+            f"the main budget: {measured:.1f}.",
             f"- Software: Python {platform.python_version()}, {versions}.",
         ]
     )
