@@ -55,11 +55,11 @@ def _last_layer(material: Material) -> Any:
 
 
 def _random(material: Material) -> Any:
-    return _top(sap.score_random(material.params, material.key), material.fraction)
+    return top(chance(material), material.fraction)
 
 
 def _sharpest(material: Material) -> Any:
-    return _top(sap.score_sharpest(_diagonal(material)), material.fraction)
+    return top(sharpness(material), material.fraction)
 
 
 def _random_like_sharpest(material: Material) -> Any:
@@ -67,19 +67,35 @@ def _random_like_sharpest(material: Material) -> Any:
 
 
 def _flattest(material: Material) -> Any:
-    return _top(sap.score_flattest(_diagonal(material), floor=FLOOR), material.fraction)
+    return top(sap.score_flattest(diagonal(material), floor=FLOOR), material.fraction)
 
 
 def _saliency(material: Material) -> Any:
+    return top(saliency(material), material.fraction)
+
+
+def chance(material: Material) -> Any:
+    """Random scores."""
+    return sap.score_random(material.params, material.key)
+
+
+def sharpness(material: Material) -> Any:
+    """Scores by curvature."""
+    return sap.score_sharpest(diagonal(material))
+
+
+def saliency(material: Material) -> Any:
+    """Scores by the gradient on the poisoned examples."""
     gradient = mean_gradient(material.model, material.params, material.original)
-    return _top(sap.score_saliency(gradient), material.fraction)
+    return sap.score_saliency(gradient)
 
 
-def _diagonal(material: Material) -> Any:
+def diagonal(material: Material) -> Any:
+    """The curvature on the sample."""
     return curvature(material.model, material.params, material.sample)
 
 
-_top = functools.partial(jax.jit, static_argnums=1)(sap.select_top_fraction)
+top = functools.partial(jax.jit, static_argnums=1)(sap.select_top_fraction)
 _like = jax.jit(sap.select_like)
 
 METHODS = {

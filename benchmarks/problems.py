@@ -9,9 +9,9 @@ import numpy as np
 import optax
 
 import sapsel_jax as sap
-from benchmarks.curvature import curvature, mean_gradient
+from benchmarks.curvature import mean_gradient
 from benchmarks.data import Split
-from benchmarks.methods import METHODS, Material
+from benchmarks.methods import METHODS, Material, chance, diagonal, saliency, sharpness, top
 from benchmarks.models import Model
 from benchmarks.training import shuffled_batches
 from benchmarks.updates import REMOVAL_WEIGHT, as_batch
@@ -19,6 +19,10 @@ from benchmarks.updates import REMOVAL_WEIGHT, as_batch
 CURVATURE_GRADIENTS = 6
 """What an exact diagonal is counted as, in gradient equivalents; the report shows a measurement."""
 SCORE_DAMPING = 1e-3
+GAIN = (
+    "whose own Newton steps lower the loss of what is to be learned most, "
+    f"g² / 2(H + {SCORE_DAMPING:g})"
+)
 
 
 class Problem(NamedTuple):
@@ -99,7 +103,7 @@ class Problem(NamedTuple):
 
 
 def curvature_examples(budget: int) -> int:
-    """How many of them an eighth of a budget pays for."""
+    """How many examples' curvature an eighth of a budget pays for."""
     return max(1, budget // (8 * CURVATURE_GRADIENTS))
 
 
@@ -138,20 +142,7 @@ def _newton_step(problem: Problem) -> Any:
     if corrected is not None:
         right = mean_gradient(problem.model, problem.params, corrected)
         change = optax.tree.sub(right, change)
-    return _top_newton_steps(change, _diagonal(problem), problem.fraction)
-
-
-def _diagonal(problem: Problem) -> Any:
-    return curvature(problem.model, problem.params, problem.material.sample)
-
-
-def _sharpness(problem: Problem) -> Any:
-    return sap.score_sharpest(_diagonal(problem))
-
-
-def _saliency(problem: Problem) -> Any:
-    gradient = mean_gradient(problem.model, problem.params, problem.material.original)
-    return sap.score_saliency(gradient)
+    return _top_newton_steps(change, diagonal(problem.material), problem.fraction)
 
 
 @jax.jit
@@ -162,14 +153,11 @@ def _decrease_of(gradient: Any, diagonal: Any) -> Any:
 def _decrease(problem: Problem) -> Any:
     about = as_batch(problem.sample(problem.about[0], problem.num_changed, 6))
     gradient = mean_gradient(problem.model, problem.params, about)
-    return _decrease_of(gradient, _diagonal(problem))
+    return _decrease_of(gradient, diagonal(problem.material))
 
 
 def _layer(path: str, leaf: Any) -> str:
     return path.rpartition("/")[0]
-
-
-_top = functools.partial(jax.jit, static_argnums=1)(sap.select_top_fraction)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -209,27 +197,25 @@ SELECTIONS = {
         _curvature_and_change_gradients,
     ),
     "decrease": Selection(
-        "the entries whose own Newton steps lower the loss of what is to be learned most, "
-        "g² / 2(H + 0.001)",
-        lambda p: _top(_decrease(p), p.fraction),
+        f"the entries {GAIN}",
+        lambda p: top(_decrease(p), p.fraction),
         _curvature_and_change_gradients,
     ),
     "magnitude": Selection(
         "the entries of largest magnitude", lambda p: _largest(p.params, p.fraction), lambda p: 0
     ),
     "decrease_per_unit": _per_unit(
-        "those whose own Newton steps lower the loss of what is to be learned most, "
-        "g² / 2(H + 0.001)",
+        f"those {GAIN}",
         _decrease,
         _curvature_and_change_gradients,
     ),
-    "sharpest_per_unit": _per_unit("those of largest curvature", _sharpness, _curvature_gradients),
+    "sharpest_per_unit": _per_unit(
+        "those of largest curvature", lambda p: sharpness(p.material), _curvature_gradients
+    ),
     "saliency_per_unit": _per_unit(
         "those with the largest gradient on the poisoned examples, as GPS selects",
-        _saliency,
+        lambda p: saliency(p.material),
         lambda p: p.num_gradient,
     ),
-    "random_per_unit": _per_unit(
-        "random ones", lambda p: sap.score_random(p.params, p.material.key), lambda p: 0
-    ),
+    "random_per_unit": _per_unit("random ones", lambda p: chance(p.material), lambda p: 0),
 }

@@ -116,10 +116,9 @@ def _steps(
     summary: str,
     selection: str = "full",
     corrective: bool = False,
-    rates: Sequence[float] = RATES,
-    trials: Sequence[Trial] = (),
+    trials: Sequence[Trial],
 ) -> Procedure:
-    """Adam on batches of these parts, on the entries of a selection; `trials` go before `rates`."""
+    """Adam on batches of these parts, on the entries of a selection."""
 
     def run(problem: Problem, mask: Any, budget: int, trial: Trial) -> tuple[Any, int]:
         steps = max(1, budget // problem.batch_size)
@@ -128,7 +127,6 @@ def _steps(
         return _descend(*work, trial["rate"]), batches["label"].size
 
     chosen = SELECTIONS[selection]
-    trials = trials or [{"rate": rate} for rate in rates]
     return Procedure(summary, corrective, trials, chosen.select, chosen.gradients, run)
 
 
@@ -150,6 +148,10 @@ def _perturbed_steps(*, summary: str, selection: str, rates: Sequence[float]) ->
     return Procedure(summary, True, trials, chosen.select, chosen.gradients, run)
 
 
+def _each(name: str, values: Sequence[float]) -> list[Trial]:
+    return [{name: value} for value in values]
+
+
 def _grid(name: str, values: Sequence[float], other: str, others: Sequence[float]) -> list[Trial]:
     return [{name: value, other: second} for value in values for second in others]
 
@@ -163,7 +165,7 @@ def _first(*, summary: str, selection: str) -> Procedure:
         return first_order_step(*args, microbatch=MICROBATCH), problem.num_changed
 
     chosen = SELECTIONS[selection]
-    trials = [{"step_size": value} for value in STEP_SIZES]
+    trials = _each("step_size", STEP_SIZES)
     return Procedure(summary, True, trials, chosen.select, chosen.gradients, run)
 
 
@@ -194,7 +196,7 @@ def _second(*, summary: str, selection: str) -> Procedure:
         return params, problem.num_changed + count * (fixed + products)
 
     chosen = SELECTIONS[selection]
-    trials = [{"damping": value} for value in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)]
+    trials = _each("damping", (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0))
     return Procedure(summary, True, trials, chosen.select, chosen.gradients, run)
 
 
@@ -222,7 +224,7 @@ def _dampening() -> Procedure:
         "selective synaptic dampening: shrinks entries whose Fisher information is higher on the "
         "poisoned examples than on the data",
         False,
-        [{"alpha": value} for value in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)],
+        _each("alpha", (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)),
         lambda p: _fishers(p, "original", "train"),
         lambda p: 2 * FISHER_GRADIENTS * _num_fisher(p, 2),
         run,
@@ -237,7 +239,7 @@ def _noising() -> Procedure:
     return Procedure(
         "Fisher forgetting: noise where the retained examples hold little information",
         False,
-        [{"scale": v} for v in (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 2e-2)],
+        _each("scale", (1e-5, 1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 2e-2)),
         lambda p: _fishers(p, "retained"),
         lambda p: FISHER_GRADIENTS * _num_fisher(p, 1),
         run,
@@ -270,9 +272,9 @@ def _teaching() -> Procedure:
 
 
 def _masked(name: str) -> Procedure:
-    rates = RATES if name == "full" else MASKED_RATES
+    trials = _each("rate", RATES if name == "full" else MASKED_RATES)
     summary = SELECTIONS[name].summary
-    return _steps(_corrective, summary=summary, selection=name, corrective=True, rates=rates)
+    return _steps(_corrective, summary=summary, selection=name, corrective=True, trials=trials)
 
 
 def _salun_selection(problem: Problem) -> Any:
@@ -319,12 +321,12 @@ PROCEDURES: dict[str, Procedure] = {
     "fine_tune": _steps(
         lambda problem, trial: [(problem.retained, 1.0, 1.0)],
         summary="fine-tuning on the retained examples alone",
-        rates=FINE_TUNING_RATES,
+        trials=_each("rate", FINE_TUNING_RATES),
     ),
     "gradient_ascent": _steps(
         lambda problem, trial: [(problem.original, -1.0, 1.0)],
         summary="ascent on the loss of the poisoned examples",
-        rates=HARMFUL_RATES,
+        trials=_each("rate", HARMFUL_RATES),
     ),
     "neggrad_plus": _steps(
         _negated,
@@ -334,13 +336,13 @@ PROCEDURES: dict[str, Procedure] = {
     "random_labels": _steps(
         _relabelled,
         summary="random labels on the poisoned examples, retained ones beside them",
-        rates=HARMFUL_RATES,
+        trials=_each("rate", HARMFUL_RATES),
     ),
     "salun": _steps(
         _relabelled,
         summary="SalUn: the same on the half of the entries with the largest gradient there",
         selection="saliency",
-        rates=HARMFUL_RATES,
+        trials=_each("rate", HARMFUL_RATES),
     )._replace(select=_salun_selection),
     "ssd": _dampening(),
     "fisher_forgetting": _noising(),

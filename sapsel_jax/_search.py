@@ -6,7 +6,7 @@ kept beside them but the masks.
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ def top_entries(
     *,
     lowest: int,
     highest: int,
-    units: list[int] | None = None,
+    units: Sequence[int] | None = None,
 ) -> list[jax.Array]:
     """Masks of the `count` entries with the largest keys over all leaves; ties go to the first.
 
@@ -57,15 +57,16 @@ def top_entries(
             f"Selection takes fewer than {MAX_ENTRIES} entries at a time; got {total}."
         )
     count = jnp.asarray(count, jnp.uint32)
-    axes: list[int | None] = [None] * len(leaves) if units is None else list(units)
+    axes: Sequence[int | None] = [None] * len(leaves) if units is None else units
     totals = functools.partial(_totals, axes=axes)
     # Everything lies at or above the lowest key: one number, or one per unit with its sharding.
-    everything = [[jnp.ones_like(leaf, bool)] for leaf in leaves]
-    reached = jnp.uint32(total) if units is None else totals(everything)[0]
+    reached = jnp.uint32(total)
+    if units is not None:
+        (reached,) = totals([[jnp.ones_like(leaf, bool)] for leaf in leaves])
     threshold, reached, above = _largest(
         lambda leaves, candidates: totals(
             [
-                [key(leaf) >= _beside(c, leaf, axis) for c in candidates]
+                [key(leaf) >= beside(c, leaf, axis) for c in candidates]
                 for leaf, axis in zip(leaves, axes, strict=True)
             ]
         ),
@@ -81,8 +82,7 @@ def top_entries(
         lambda located, candidates: totals(
             [
                 [
-                    (key(leaf) == _beside(threshold, leaf, axis))
-                    & (index >= _beside(c, leaf, axis))
+                    (key(leaf) == beside(threshold, leaf, axis)) & (index >= beside(c, leaf, axis))
                     for c in candidates
                 ]
                 for leaf, index, axis in zip(located[0], _indices(*located), axes, strict=True)
@@ -97,7 +97,7 @@ def top_entries(
 
     def selected(leaf: jax.Array, index: jax.Array, axis: int | None) -> jax.Array:
         keys = key(leaf)
-        least, last = _beside(threshold, leaf, axis), _beside(end, leaf, axis)
+        least, last = beside(threshold, leaf, axis), beside(end, leaf, axis)
         return (keys > least) | ((keys == least) & (index < last) & (keys > lowest))
 
     indices = _indices(leaves, _strides(leaves))
@@ -156,14 +156,14 @@ def _largest(
     return low, reached, above
 
 
-def _beside(number: jax.Array, leaf: jax.Array, axis: int | None) -> jax.Array:
+def beside(number: jax.Array, leaf: jax.Array, axis: int | None) -> jax.Array:
     """One number per unit, shaped to meet the entries of a leaf."""
     if axis is None:
         return number
     return number.reshape([n if a == axis else 1 for a, n in enumerate(leaf.shape)])
 
 
-def _totals(selected: list[list[jax.Array]], axes: list[int | None]) -> list[jax.Array]:
+def _totals(selected: list[list[jax.Array]], axes: Sequence[int | None]) -> list[jax.Array]:
     """For each of several conditions, how many entries of all leaves, or of each unit, meet it."""
     counts = [
         _counts([condition.astype(jnp.uint32) for condition in leaf], axis)

@@ -85,7 +85,8 @@ def select_top_count(scores: Scores, count: int) -> Mask:
     """
     check_count("count", count, minimum=0)
     check_float_leaves("scores", scores)
-    return _top_scores(scores, min(count, num_entries(scores)))
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, scores))
+    return structure.unflatten(top_floats(leaves, min(count, num_entries(leaves))))
 
 
 def select_top_fraction_per_leaf(scores: Scores, fraction: float) -> Mask:
@@ -176,11 +177,6 @@ def select_leaves(params: Params, predicate: Callable[[str, Any], bool]) -> Mask
     )
 
 
-def _top_scores(scores: Scores, count: int) -> Mask:
-    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, scores))
-    return structure.unflatten(top_floats(leaves, count))
-
-
 def top_floats(
     leaves: list[jax.Array], count: int, *, units: tuple[int, ...] | None = None
 ) -> list[jax.Array]:
@@ -208,8 +204,7 @@ def _top_floats(
         ordered = jnp.where(bits < 0, -magnitude, magnitude)
         return jnp.where(magnitude > infinity, -infinity, ordered)
 
-    axes = None if units is None else list(units)
-    return top_entries(leaves, count, key, lowest=-infinity, highest=infinity, units=axes)
+    return top_entries(leaves, count, key, lowest=-infinity, highest=infinity, units=units)
 
 
 @jax.jit

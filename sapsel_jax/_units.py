@@ -14,7 +14,7 @@ from sapsel_jax._checks import (
     check_integer,
     named_leaves,
 )
-from sapsel_jax._search import num_entries
+from sapsel_jax._search import beside, num_entries
 from sapsel_jax._selection import select_top_count, select_top_fraction, top_floats
 from sapsel_jax._types import Mask, Scores
 
@@ -22,11 +22,7 @@ Groups = Callable[[str, Any], Hashable] | None
 
 
 def select_top_units(
-    scores: Scores,
-    fraction: float,
-    *,
-    axis: int = -1,
-    groups: Callable[[str, Any], Hashable] | None = None,
+    scores: Scores, fraction: float, *, axis: int = -1, groups: Groups = None
 ) -> Mask:
     """Whole units, such as output channels: those with the highest mean scores over all leaves.
 
@@ -66,19 +62,17 @@ def select_top_units(
        [False  True]]
     """
     check_fraction("fraction", fraction)
-    leaves, structure, groups_of_leaves = _divide(scores, axis, groups)
+    leaves, units = _divide(scores, axis, groups)
     means = [
         sum(_unit_sums(leaves[i], a) for i, a in group.axes.items()) / group.unit_size
-        for group in groups_of_leaves
+        for group in units
     ]
     masks = {}
-    chosen = select_top_fraction(means, fraction)
-    for group, picked in zip(groups_of_leaves, chosen, strict=True):
+    for group, picked in zip(units, select_top_fraction(means, fraction), strict=True):
         for i, unit_axis in group.axes.items():
-            shape = [n if a == unit_axis else 1 for a, n in enumerate(leaves[i].shape)]
             # No picked unit holds NaN; to say so gives the mask the leaf's shape and sharding.
-            masks[i] = picked.reshape(shape) & ~jnp.isnan(leaves[i])
-    return structure.unflatten(masks[i] for i in range(len(leaves)))
+            masks[i] = beside(picked, leaves[i], unit_axis) & ~jnp.isnan(leaves[i])
+    return _shaped_like(scores, [masks[i] for i in range(len(leaves))])
 
 
 def select_top_fraction_per_unit(
@@ -124,81 +118,88 @@ def select_top_fraction_per_unit(
        [False False]]
     """
     check_fraction("fraction", fraction)
-    leaves, structure, groups_of_leaves = _divide(scores, axis, groups)
+    leaves, units = _divide(scores, axis, groups)
 
     def total(count: int) -> int:
-        return sum(g.num_units * min(count, g.unit_size) for g in groups_of_leaves)
+        return sum(group.num_units * min(count, group.unit_size) for group in units)
 
-    most = max((g.unit_size for g in groups_of_leaves), default=0)
+    most = max((group.unit_size for group in units), default=0)
     wanted = round(fraction * num_entries(leaves))
     each = bisect.bisect_right(range(most + 1), wanted, key=total) - 1
-    selected = _top_of_each(leaves, groups_of_leaves, each)
+    selected = _top_of_each(leaves, units, each)
     if total(each) < wanted:
-        next_round = _top_of_each(leaves, groups_of_leaves, each + 1)
         candidates = [
             jnp.where(more & ~already, leaf, -jnp.inf)
-            for leaf, already, more in zip(leaves, selected, next_round, strict=True)
+            for leaf, already, more in zip(
+                leaves, selected, _top_of_each(leaves, units, each + 1), strict=True
+            )
         ]
         last = select_top_count(candidates, wanted - total(each))
         selected = [a | b for a, b in zip(selected, last, strict=True)]
-    return structure.unflatten(selected)
+    return _shaped_like(scores, selected)
 
 
 class _Group(NamedTuple):
     """Leaves that share their units."""
 
-    axes: dict[int, int | None]
-    """For each of them, by its place, the axis that units run along; a scalar has none."""
+    axes: dict[int, int]
+    """For each of them, by its place, the axis that units run along."""
     num_units: int
     unit_size: int
     """The entries of a unit over all of its leaves."""
 
 
-def _divide(scores: Scores, axis: int, groups: Groups) -> tuple[list[jax.Array], Any, list[_Group]]:
-    """The leaves, their structure, and what belongs together."""
+def _divide(scores: Scores, axis: int, groups: Groups) -> tuple[list[jax.Array], list[_Group]]:
+    """The leaves, scalars as arrays of one entry, and which of them belong together."""
     check_integer("axis", axis)
     check_float_leaves("scores", scores)
-    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, scores))
-    paths = [path for path, _ in named_leaves(scores)]
-    axes = [_unit_axis(path, leaf, axis) for path, leaf in zip(paths, leaves, strict=True)]
-    units = [1 if a is None else leaf.shape[a] for a, leaf in zip(axes, leaves, strict=True)]
+    leaves, axes = [], []
     members: dict[Hashable, list[int]] = {}
-    for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+    named = named_leaves(scores)
+    for i, (path, leaf) in enumerate(named):
+        leaf = jnp.asarray(leaf)
         name = ("leaf", i) if groups is None else ("group", groups(path, leaf))
         members.setdefault(name, []).append(i)
+        axes.append(_unit_axis(path, leaf, axis))
+        leaves.append(jnp.atleast_1d(leaf))
+    units = [leaf.shape[a] for leaf, a in zip(leaves, axes, strict=True)]
     found = []
     for group in members.values():
         first, *rest = group
         for i in rest:
             if units[i] != units[first]:
                 raise ValueError(
-                    f"`groups` must join leaves with the same number of units; '{paths[first]}' "
-                    f"has {units[first]} and '{paths[i]}' has {units[i]}."
+                    "`groups` must join leaves with the same number of units; "
+                    f"'{named[first][0]}' has {units[first]} and '{named[i][0]}' has {units[i]}."
                 )
         size = sum(leaves[i].size for i in group) // max(units[first], 1)
         found.append(_Group({i: axes[i] for i in group}, units[first], size))
-    return leaves, structure, found
+    return leaves, found
+
+
+def _shaped_like(scores: Scores, masks: list[jax.Array]) -> Mask:
+    """The masks as a tree, those of scalars as scalars."""
+    leaves, structure = jax.tree.flatten(scores)
+    shaped = [mask.reshape(jnp.shape(leaf)) for leaf, mask in zip(leaves, masks, strict=True)]
+    return structure.unflatten(shaped)
 
 
 def _top_of_each(leaves: list[jax.Array], groups: list[_Group], count: int) -> list[jax.Array]:
     """Masks of the `count` entries of every unit with the highest scores."""
     masks = [jnp.zeros_like(leaf, bool) for leaf in leaves]
     for group in groups:
-        if not group.num_units * group.unit_size:
-            continue
-        # A scalar is one unit.
-        parts = [leaves[i].reshape(leaves[i].shape or (1,)) for i in group.axes]
-        axes = tuple(0 if axis is None else axis for axis in group.axes.values())
-        picked = top_floats(parts, min(count, group.unit_size), units=axes)
-        for i, mask in zip(group.axes, picked, strict=True):
-            masks[i] = mask.reshape(leaves[i].shape)
+        if group.num_units * group.unit_size:
+            parts, axes = [leaves[i] for i in group.axes], tuple(group.axes.values())
+            picked = top_floats(parts, min(count, group.unit_size), units=axes)
+            for i, mask in zip(group.axes, picked, strict=True):
+                masks[i] = mask
     return masks
 
 
-def _unit_axis(path: str, leaf: jax.Array, axis: int) -> int | None:
-    """The axis that units run along, counted from the front; a scalar has none."""
+def _unit_axis(path: str, leaf: jax.Array, axis: int) -> int:
+    """The axis that units run along, counted from the front; a scalar is one unit."""
     if leaf.ndim == 0:
-        return None
+        return 0
     if not -leaf.ndim <= axis < leaf.ndim:
         raise ValueError(
             f"`axis` must lie in [{-leaf.ndim}, {leaf.ndim - 1}] for leaf '{path}' of shape "
@@ -207,6 +208,6 @@ def _unit_axis(path: str, leaf: jax.Array, axis: int) -> int | None:
     return axis % leaf.ndim
 
 
-def _unit_sums(leaf: jax.Array, axis: int | None) -> jax.Array:
+def _unit_sums(leaf: jax.Array, axis: int) -> jax.Array:
     others = [a for a in range(leaf.ndim) if a != axis]
-    return jnp.atleast_1d(jnp.sum(leaf, others, dtype=wide_dtype(leaf.dtype)))
+    return jnp.sum(leaf, others, dtype=wide_dtype(leaf.dtype))

@@ -319,26 +319,6 @@ def test_control_flow_and_custom_rules(fn):
         np.testing.assert_array_less(abs(v.mean(0) - w), BOUND * v.std(0) / 2000**0.5 + 1e-9)
 
 
-def test_while_loops_are_refused():
-    def loss_fn(w, x):
-        return jax.lax.while_loop(lambda h: h.sum() < 9, lambda h: 2 * h + 1, w * x).sum()
-
-    with pytest.raises(NotImplementedError, match="has a `while` loop that depends on the para"):
-        sap.propagated_diagonal(loss_fn)(jnp.ones(2), jnp.ones((3, 2)), jax.random.key(0))
-    (use,) = sap.explain(loss_fn, jnp.ones(2), jnp.ones(2)).uses
-    assert use.propagated == "refused: while"
-
-
-@pytest.mark.parametrize(
-    "make", [sap.propagated_diagonal, sap.hutchinson_diagonal, sap.exact_diagonal]
-)
-def test_complex_numbers_are_refused_not_taken_for_constants(make):
-    loss_fn = lambda w, x: jnp.sum(jnp.abs(jnp.fft.fft(w * x)) ** 4)
-    key = () if make is sap.exact_diagonal else (jax.random.key(0),)
-    with pytest.raises(NotImplementedError, match="complex numbers from the parameters, which"):
-        make(loss_fn)(jnp.ones(2), jnp.ones((3, 2)), *key)
-
-
 def test_explain_says_what_one_pass_does_for_each_leaf():
     def loss_fn(p, example):
         x, label = example
@@ -363,36 +343,6 @@ def test_explain_says_what_one_pass_does_for_each_leaf():
     got, again = (jax.jit(diagonal)(params, batch, jax.random.key(i)) for i in range(2))
     chex.assert_trees_all_equal(*({k: x[k] for k in ("last", "bias")} for x in (got, again)))
     assert np.any(got["tied"] != again["tied"])
-
-
-@pytest.mark.parametrize(
-    ("options", "kind", "error"),
-    [
-        ({"num_probes": 0}, ValueError, "`num_probes` must be at least 1; got 0."),
-        ({"num_probes": 1.5}, TypeError, "`num_probes` must be a Python integer; got float."),
-        ({"microbatch": 0}, ValueError, "`microbatch` must be at least 1; got 0."),
-        ({"reduction": "max"}, ValueError, "`reduction` must be 'mean' or 'sum'; got 'max'."),
-        (
-            {"return_error": True},
-            ValueError,
-            "`return_error` needs `num_probes` of at least 2; got 1.",
-        ),
-    ],
-)
-def test_bad_options_are_refused_when_the_function_is_made(options, kind, error):
-    with pytest.raises(kind, match=error):
-        sap.propagated_diagonal(tanh_mlp()[0], **options)
-
-
-def test_bad_parameters_and_weights_are_refused():
-    loss_fn, params, batch, key = tanh_mlp()
-    diagonal = sap.propagated_diagonal(loss_fn)
-    with pytest.raises(TypeError, match="leaf 'n' has dtype int32"):
-        diagonal({"n": jnp.arange(3)}, batch, key)
-    with pytest.raises(ValueError, match=r"`weights` must hold one number per example, shape"):
-        diagonal(params, batch, key, weights=jnp.ones(2))
-    with pytest.raises(ValueError, match="`batch` is empty"):
-        diagonal(params, jax.tree.map(lambda x: x[:0], batch), key)
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

@@ -11,8 +11,13 @@ from trees import flat, top_oracle
 
 import sapsel_jax as sap
 
-SHAPES = {"conv": (2, 2, 2, 4), "dense/bias": (3,), "dense/kernel": (5, 3), "empty": (0, 3)}
-SHAPES["scale"] = ()
+SHAPES = {
+    "conv": (2, 2, 2, 4),
+    "dense/bias": (3,),
+    "dense/kernel": (5, 3),
+    "empty": (0, 3),
+    "scale": (),
+}
 NUM_ENTRIES = 32 + 3 + 15 + 0 + 1
 FRACTIONS = (0, 0.02, 0.5, 1)
 VALUES = hnp.arrays(
