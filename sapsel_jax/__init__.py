@@ -1,6 +1,8 @@
 """Machine unlearning by sharpness-aware parameter selection."""
 
 from sapsel_jax import audit
+from sapsel_jax._base.precision import count_nonfinite
+from sapsel_jax._base.streaming import MeanState, mean_finalize, mean_init, mean_update
 from sapsel_jax._basis import basis_diagonal, probe_diagonal
 from sapsel_jax._certificates import Certificate, Reason
 from sapsel_jax._exact import exact_diagonal
@@ -26,7 +28,6 @@ from sapsel_jax._masks import (
     mask_union,
     save_mask,
 )
-from sapsel_jax._nonfinite import count_nonfinite
 from sapsel_jax._patches import (
     Patch,
     apply_patch,
@@ -63,7 +64,6 @@ from sapsel_jax._solvers import (
     diagonal_solver,
     lissa,
 )
-from sapsel_jax._streaming import MeanState, mean_finalize, mean_init, mean_update
 from sapsel_jax._transforms import selective, selective_packed
 from sapsel_jax._units import select_top_fraction_per_unit, select_top_units
 from sapsel_jax._unlearn import Unlearned, unlearn, with_first_order, with_iteration

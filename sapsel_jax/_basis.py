@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapsel_jax._accumulate import sum_over_examples, wide_dtype
-from sapsel_jax._checks import check_count, check_float_leaves
-from sapsel_jax._types import Diagonal, Params
+from sapsel_jax._base.checks import check_count, check_float_leaves
+from sapsel_jax._base.examples import sum_over_examples, wide_dtype
+from sapsel_jax._base.types import Diagonal, Params
 
 DEFAULT_CHUNK = 32
 """Basis vectors or probes that run at once where the caller names no number."""

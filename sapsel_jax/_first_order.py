@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapsel_jax._checks import check_float_leaves, check_mask, check_number
+from sapsel_jax._base.checks import check_float_leaves, check_mask, check_number
+from sapsel_jax._base.types import Batch, LossFn, Mask, Params
 from sapsel_jax._gradients import gradient_change
 from sapsel_jax._transforms import selective
-from sapsel_jax._types import Batch, LossFn, Mask, Params
 
 
 def first_order_update(

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from sapsel_jax._accumulate import check_options
 from sapsel_jax._adjoints import pull
+from sapsel_jax._base.checks import check_count, check_float_leaves
+from sapsel_jax._base.examples import check_options
+from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
 from sapsel_jax._batches import over_batch, read_loss, sum_records
-from sapsel_jax._checks import check_count, check_float_leaves
 from sapsel_jax._graph import Graph, tail, trace
 from sapsel_jax._hutchinson import Probed, examples_at_once, find_probed, pair
 from sapsel_jax._lifts import Record, records_of_uses, structure
@@ -19,7 +20,6 @@ from sapsel_jax._quadratic import curvature, open_cuts
 from sapsel_jax._routes import bending, choose_through, leads_to
 from sapsel_jax._routes import examples_at_once as examples_of_routes
 from sapsel_jax._sites import find_uses
-from sapsel_jax._types import Batch, Diagonal, LossFn, Params
 
 
 def gauss_newton_diagonal(

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapsel_jax._accumulate import check_options, sum_over_examples, wide_dtype
-from sapsel_jax._checks import batch_size, check_count, check_float_leaves, check_same_tree
-from sapsel_jax._types import Batch, LossFn, Params
+from sapsel_jax._base.checks import batch_size, check_count, check_float_leaves, check_same_tree
+from sapsel_jax._base.examples import check_options, sum_over_examples, wide_dtype
+from sapsel_jax._base.types import Batch, LossFn, Params
 
 
 def gradient_change(

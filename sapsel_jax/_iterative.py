@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sapsel_jax._checks import batch_size, check_same_tree
+from sapsel_jax._base.checks import batch_size, check_same_tree
+from sapsel_jax._base.types import Batch, LossFn, Mask, Params
 from sapsel_jax._first_order import check_update, is_finite, keep_unselected
 from sapsel_jax._gradients import loss_sum
 from sapsel_jax._transforms import selective
-from sapsel_jax._types import Batch, LossFn, Mask, Params
 
 
 def iterative_update(

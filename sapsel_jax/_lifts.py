@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._accumulate import wide_dtype
+from sapsel_jax._base.examples import wide_dtype
 from sapsel_jax._graph import Graph, Values
 from sapsel_jax._push import spread
 from sapsel_jax._sites import Use

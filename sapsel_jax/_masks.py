@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sapsel_jax._checks import (
+from sapsel_jax._base.archives import load_archive, placed, save_archive
+from sapsel_jax._base.checks import (
     check_bool_leaves,
     check_mask,
     check_same_leaves,
     named_leaves,
     named_shapes,
 )
-from sapsel_jax._files import load_archive, placed, save_archive
-from sapsel_jax._types import Mask, Params
+from sapsel_jax._base.types import Mask, Params
 
 FILE_KIND = "sapsel_jax mask 1"
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sapsel_jax._checks import check_arrays, check_same_tree, named_leaves
-from sapsel_jax._files import load_archive, placed, save_archive
-from sapsel_jax._types import Params
+from sapsel_jax._base.archives import load_archive, placed, save_archive
+from sapsel_jax._base.checks import check_arrays, check_same_tree, named_leaves
+from sapsel_jax._base.types import Params
 
 FILE_KIND = "sapsel_jax patch 1"
 

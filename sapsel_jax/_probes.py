@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapsel_jax._checks import check_count
-from sapsel_jax._types import Diagonal
+from sapsel_jax._base.checks import check_count
+from sapsel_jax._base.types import Diagonal
 
 
 def check_probes(num_probes: int, return_error: bool) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._accumulate import check_options, wide_dtype
+from sapsel_jax._base.examples import check_options, wide_dtype
+from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
 from sapsel_jax._batches import over_batch, read_loss, sum_records
 from sapsel_jax._blocks import Block, as_function, find_blocks
 from sapsel_jax._graph import Graph, Values
@@ -17,7 +18,6 @@ from sapsel_jax._probes import check_probes, mean_of_probes
 from sapsel_jax._routes import varies
 from sapsel_jax._sites import Use, find_uses
 from sapsel_jax._tangents import Label, Tangent, contract
-from sapsel_jax._types import Batch, Diagonal, LossFn, Params
 
 BUDGET = 2**24
 """Entries that the temporaries of one chunk of examples may hold: 64 MB in float32."""

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._accumulate import wide_dtype
 from sapsel_jax._affine import is_affine
 from sapsel_jax._axes import axes_kept
+from sapsel_jax._base.examples import wide_dtype
 from sapsel_jax._convolutions import is_kernel, push_kernel
 from sapsel_jax._equations import PASSING
 from sapsel_jax._graph import Graph, Node, Values, restrict

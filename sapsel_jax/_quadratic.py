@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._accumulate import wide_dtype
 from sapsel_jax._adjoints import pull
+from sapsel_jax._base.examples import wide_dtype
 from sapsel_jax._basis import diagonal_by_products
 from sapsel_jax._graph import Graph, Node, Values, tail
 from sapsel_jax._lifts import lift

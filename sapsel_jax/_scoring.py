@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapsel_jax._accumulate import wide_dtype
-from sapsel_jax._checks import check_float_leaves, check_number, check_same_tree
-from sapsel_jax._types import Diagonal, Params, Scores
+from sapsel_jax._base.checks import check_float_leaves, check_number, check_same_tree
+from sapsel_jax._base.examples import wide_dtype
+from sapsel_jax._base.types import Diagonal, Params, Scores
 
 
 def _finite(x: jax.Array) -> jax.Array:

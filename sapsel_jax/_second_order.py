@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from sapsel_jax._base.checks import batch_size, check_count, check_positive
+from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params
 from sapsel_jax._certificates import Certificate, Reason, judge, rounding
-from sapsel_jax._checks import batch_size, check_count, check_positive
 from sapsel_jax._exact import exact_diagonal
 from sapsel_jax._first_order import check_update, is_finite, keep_unselected, on_mask
 from sapsel_jax._gauss_newton import gauss_newton_diagonal
@@ -27,7 +28,6 @@ from sapsel_jax._operators import (
     linear_part,
 )
 from sapsel_jax._solvers import DENSE_LIMIT, Solver, System, conjugate_gradient, dense_solver
-from sapsel_jax._types import Batch, Diagonal, LossFn, Mask, Params
 
 MAX_RETRIES = 10
 """How often in all an adapted damping may be raised because a step did not hold."""

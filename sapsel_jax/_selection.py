@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sapsel_jax._checks import (
+from sapsel_jax._base.checks import (
     check_bool_leaves,
     check_count,
     check_float_leaves,
     check_fraction,
     path_name,
 )
+from sapsel_jax._base.types import Mask, Params, Scores
 from sapsel_jax._search import num_entries, top_entries
-from sapsel_jax._types import Mask, Params, Scores
 
 
 def select_top_fraction(scores: Scores, fraction: float) -> Mask:

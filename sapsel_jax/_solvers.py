@@ -13,10 +13,10 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from sapsel_jax._base.checks import check_count, check_positive
+from sapsel_jax._base.types import Diagonal, Mask, Params
 from sapsel_jax._certificates import Reason
-from sapsel_jax._checks import check_count, check_positive
 from sapsel_jax._operators import Product
-from sapsel_jax._types import Diagonal, Mask, Params
 
 DENSE_LIMIT = 16
 """Up to this many selected entries the whole matrix is solved: see `dense_solver`."""

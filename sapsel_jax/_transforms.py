@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sapsel_jax._checks import check_bool_leaves, check_count, check_same_leaves, named_shapes
-from sapsel_jax._types import Mask, Params
+from sapsel_jax._base.checks import check_bool_leaves, check_count, check_same_leaves, named_shapes
+from sapsel_jax._base.types import Mask, Params
 
 
 def selective(

@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._accumulate import wide_dtype
-from sapsel_jax._checks import (
+from sapsel_jax._base.checks import (
     check_float_leaves,
     check_fraction,
     check_integer,
     named_leaves,
 )
+from sapsel_jax._base.examples import wide_dtype
+from sapsel_jax._base.types import Mask, Scores
 from sapsel_jax._search import beside, num_entries
 from sapsel_jax._selection import select_top_count, select_top_fraction, top_floats
-from sapsel_jax._types import Mask, Scores
 
 Groups = Callable[[str, Any], Hashable] | None
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapsel_jax._checks import check_count, check_fraction, check_positive
+from sapsel_jax._base.checks import check_count, check_fraction, check_positive
 from sapsel_jax.audit._confidence import modified_entropy
 from sapsel_jax.audit._inputs import check_not_empty, wide, wide_vector
 

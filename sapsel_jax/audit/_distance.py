@@ -7,10 +7,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sapsel_jax._checks import check_arrays, check_bool_leaves, check_float_leaves, check_same_tree
+from sapsel_jax._base.checks import (
+    check_arrays,
+    check_bool_leaves,
+    check_float_leaves,
+    check_same_tree,
+)
+from sapsel_jax._base.types import Mask, Params
 from sapsel_jax._gradients import widen
 from sapsel_jax._masks import mask_density
-from sapsel_jax._types import Mask, Params
 
 
 def distance(params: Params, other: Params) -> jax.Array:

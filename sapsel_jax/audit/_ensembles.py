@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sapsel_jax._checks import batch_size, check_count, check_float_leaves
+from sapsel_jax._base.checks import batch_size, check_count, check_float_leaves
+from sapsel_jax._base.types import Batch, LossFn, Params
 from sapsel_jax._gradients import loss_sum
-from sapsel_jax._types import Batch, LossFn, Params
 
 
 def train_ensemble(

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._accumulate import wide_dtype
-from sapsel_jax._checks import check_float_leaves
+from sapsel_jax._base.checks import check_float_leaves
+from sapsel_jax._base.examples import wide_dtype
 
 
 def wide(name: str, values: Any) -> jax.Array:

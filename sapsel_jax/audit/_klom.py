@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._checks import check_count, check_positive
+from sapsel_jax._base.checks import check_count, check_positive
 from sapsel_jax.audit._inputs import check_same_examples, wide_margins
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapsel_jax._checks import check_positive
+from sapsel_jax._base.checks import check_positive
 from sapsel_jax.audit._attacks import auc
 from sapsel_jax.audit._inputs import check_same_examples, wide_margins
 

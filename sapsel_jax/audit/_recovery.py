@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._checks import check_count, check_number
+from sapsel_jax._base.checks import check_count, check_number
 from sapsel_jax.audit._inputs import check_not_empty, wide
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapsel_jax._checks import batch_size, check_choice, check_count
-from sapsel_jax._types import Batch
+from sapsel_jax._base.checks import batch_size, check_choice, check_count
+from sapsel_jax._base.types import Batch
 
 
 def wide_dtype(dtype: Any) -> Any:
