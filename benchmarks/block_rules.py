@@ -10,8 +10,8 @@ from unittest import mock
 import jax
 
 from sapsel_jax import _blocks, _propagation
-from sapsel_jax._graph import trace
-from sapsel_jax._sites import find_uses
+from sapsel_jax._graph.graph import trace
+from sapsel_jax._graph.sites import find_uses
 
 
 def _general_for(rule: str) -> Callable[[], AbstractContextManager[Any]]:

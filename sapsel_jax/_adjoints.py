@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._convolutions import has_one_group, pull_image
-from sapsel_jax._graph import Graph, Node, Values, restrict
+from sapsel_jax._graph.graph import Graph, Node, Values, restrict
 
 
 def pull(

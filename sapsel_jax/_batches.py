@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from sapsel_jax._base.checks import check_float_leaves
 from sapsel_jax._base.examples import count_examples, reduce_sum, sum_over_examples, wide_dtype
 from sapsel_jax._base.types import Batch, Params
-from sapsel_jax._graph import Graph, trace
+from sapsel_jax._graph.graph import Graph, trace
+from sapsel_jax._graph.sites import Use
 from sapsel_jax._lifts import Record, Structure, add_up
-from sapsel_jax._sites import Use
 
 
 class Job(Protocol):

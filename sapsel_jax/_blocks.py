@@ -12,10 +12,10 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-from sapsel_jax._affine import PRODUCTS, is_affine
-from sapsel_jax._axes import axes_kept
-from sapsel_jax._equations import PASSING
-from sapsel_jax._graph import Graph, Node, Values, join, restrict
+from sapsel_jax._graph.affine import PRODUCTS, is_affine
+from sapsel_jax._graph.axes import axes_kept
+from sapsel_jax._graph.equations import PASSING
+from sapsel_jax._graph.graph import Graph, Node, Values, join, restrict
 
 Rule = Literal["none", "elementwise", "logsumexp", "softmax", "product", "general"]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapsel_jax._graph import Graph, Node
+from sapsel_jax._graph.graph import Graph, Node
 from sapsel_jax._tangents import Label, Tangent
 
 MAX_SHIFTS = 64

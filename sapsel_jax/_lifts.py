@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._base.examples import wide_dtype
-from sapsel_jax._graph import Graph, Values
+from sapsel_jax._graph.graph import Graph, Values
+from sapsel_jax._graph.sites import Use
 from sapsel_jax._push import spread
-from sapsel_jax._sites import Use
 from sapsel_jax._tangents import Label, Tangent, arrange, labels_of, unit_tangents
 
 

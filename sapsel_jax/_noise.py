@@ -14,7 +14,7 @@ from jax import lax
 
 from sapsel_jax._base.examples import wide_dtype
 from sapsel_jax._blocks import Block, as_function
-from sapsel_jax._graph import Graph, Values
+from sapsel_jax._graph.graph import Graph, Values
 
 BITS = 32
 

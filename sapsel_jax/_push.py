@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._affine import is_affine
-from sapsel_jax._axes import axes_kept
 from sapsel_jax._base.examples import wide_dtype
 from sapsel_jax._convolutions import is_kernel, push_kernel
-from sapsel_jax._equations import PASSING
-from sapsel_jax._graph import Graph, Node, Values, restrict
+from sapsel_jax._graph.affine import is_affine
+from sapsel_jax._graph.axes import axes_kept
+from sapsel_jax._graph.equations import PASSING
+from sapsel_jax._graph.graph import Graph, Node, Values, restrict
 from sapsel_jax._tangents import Label, Tangent, Tangents, align, contract, placed, untie
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from sapsel_jax._adjoints import pull
 from sapsel_jax._base.examples import wide_dtype
 from sapsel_jax._basis import diagonal_by_products
-from sapsel_jax._graph import Graph, Node, Values, tail
+from sapsel_jax._graph.graph import Graph, Node, Values, tail
 from sapsel_jax._lifts import lift
 from sapsel_jax._push import spread
 from sapsel_jax._routes import Task, bending, leading_to

@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from sapsel_jax._affine import has_forward_rule, is_affine
-from sapsel_jax._axes import axes_kept
-from sapsel_jax._equations import PASSING
-from sapsel_jax._graph import Graph, Node
+from sapsel_jax._graph.affine import has_forward_rule, is_affine
+from sapsel_jax._graph.axes import axes_kept
+from sapsel_jax._graph.equations import PASSING
+from sapsel_jax._graph.graph import Graph, Node
+from sapsel_jax._graph.sites import Use, find_uses
 from sapsel_jax._lifts import Structure, structure
-from sapsel_jax._sites import Use, find_uses
 from sapsel_jax._tangents import Label, Tangent, labels_of, unit_tangents
 
 ELEMENTWISE_WORK = 8

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from sapsel_jax._equations import CALLS, PASSING, ZERO_DERIVATIVE
-from sapsel_jax._graph import Graph, Node, restrict
+from sapsel_jax._graph.equations import CALLS, PASSING, ZERO_DERIVATIVE
+from sapsel_jax._graph.graph import Graph, Node, restrict
 
 LINEAR = PASSING | {
     "reshape",

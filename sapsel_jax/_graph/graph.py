@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from sapsel_jax._equations import (
+from sapsel_jax._graph.equations import (
     CALLS,
     ZERO_DERIVATIVE,
     as_function,

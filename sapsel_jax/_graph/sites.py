@@ -11,8 +11,8 @@ import functools
 import operator
 from collections.abc import Sequence
 
-from sapsel_jax._affine import is_affine
-from sapsel_jax._graph import Graph, Node
+from sapsel_jax._graph.affine import is_affine
+from sapsel_jax._graph.graph import Graph, Node
 
 ONE_TO_ONE = {
     "reshape",

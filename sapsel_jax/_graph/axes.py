@@ -7,7 +7,7 @@ rows of a matrix through a product from the right.
 
 from collections.abc import Sequence
 
-from sapsel_jax._graph import Graph, Node
+from sapsel_jax._graph.graph import Graph, Node
 
 Shape = tuple[int, ...]
 
