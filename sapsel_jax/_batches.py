@@ -11,7 +11,7 @@ from sapsel_jax._base.examples import count_examples, reduce_sum, sum_over_examp
 from sapsel_jax._base.types import Batch, Params
 from sapsel_jax._graph.graph import Graph, trace
 from sapsel_jax._graph.sites import Use
-from sapsel_jax._lifts import Record, Structure, add_up
+from sapsel_jax._passes.lifts import Record, Structure, add_up
 
 
 class Job(Protocol):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from sapsel_jax._adjoints import pull
 from sapsel_jax._base.checks import check_count, check_float_leaves
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
@@ -15,7 +14,8 @@ from sapsel_jax._batches import over_batch, read_loss, sum_records
 from sapsel_jax._graph.graph import Graph, tail, trace
 from sapsel_jax._graph.sites import find_uses
 from sapsel_jax._hutchinson import Probed, examples_at_once, find_probed, pair
-from sapsel_jax._lifts import Record, records_of_uses, structure
+from sapsel_jax._passes.backward import pull
+from sapsel_jax._passes.lifts import Record, records_of_uses, structure
 from sapsel_jax._probes import mean_of_probes
 from sapsel_jax._quadratic import curvature, open_cuts
 from sapsel_jax._routes import bending, choose_through, leads_to

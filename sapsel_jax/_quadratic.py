@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._adjoints import pull
 from sapsel_jax._base.examples import wide_dtype
 from sapsel_jax._basis import diagonal_by_products
 from sapsel_jax._graph.graph import Graph, Node, Values, tail
-from sapsel_jax._lifts import lift
-from sapsel_jax._push import spread
-from sapsel_jax._routes import Task, bending, leading_to
-from sapsel_jax._tangents import (
+from sapsel_jax._passes.backward import pull
+from sapsel_jax._passes.forward import spread
+from sapsel_jax._passes.lifts import lift
+from sapsel_jax._passes.tangents import (
     Label,
     Tangent,
     arrange,
@@ -22,6 +21,7 @@ from sapsel_jax._tangents import (
     labels_of,
     unit_tangents,
 )
+from sapsel_jax._routes import Task, bending, leading_to
 
 
 class Cut:

@@ -15,8 +15,8 @@ from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.equations import PASSING
 from sapsel_jax._graph.graph import Graph, Node
 from sapsel_jax._graph.sites import Use, find_uses
-from sapsel_jax._lifts import Structure, structure
-from sapsel_jax._tangents import Label, Tangent, labels_of, unit_tangents
+from sapsel_jax._passes.lifts import Structure, structure
+from sapsel_jax._passes.tangents import Label, Tangent, labels_of, unit_tangents
 
 ELEMENTWISE_WORK = 8
 """What one entry of an elementwise operation counts, against one multiply or add of a product."""

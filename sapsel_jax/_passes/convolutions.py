@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sapsel_jax._graph.graph import Graph, Node
-from sapsel_jax._tangents import Label, Tangent
+from sapsel_jax._passes.tangents import Label, Tangent
 
 MAX_SHIFTS = 64
 """A convolution kernel of at most so many places is read by shifted copies of its input."""

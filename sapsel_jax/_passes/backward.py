@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._convolutions import has_one_group, pull_image
 from sapsel_jax._graph.graph import Graph, Node, Values, restrict
+from sapsel_jax._passes.convolutions import has_one_group, pull_image
 
 
 def pull(

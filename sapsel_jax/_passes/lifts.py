@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from sapsel_jax._base.examples import wide_dtype
 from sapsel_jax._graph.graph import Graph, Values
 from sapsel_jax._graph.sites import Use
-from sapsel_jax._push import spread
-from sapsel_jax._tangents import Label, Tangent, arrange, labels_of, unit_tangents
+from sapsel_jax._passes.forward import spread
+from sapsel_jax._passes.tangents import Label, Tangent, arrange, labels_of, unit_tangents
 
 
 def lift(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[Label, ...]]:

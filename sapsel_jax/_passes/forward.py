@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._base.examples import wide_dtype
-from sapsel_jax._convolutions import is_kernel, push_kernel
 from sapsel_jax._graph.affine import is_affine
 from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.equations import PASSING
 from sapsel_jax._graph.graph import Graph, Node, Values, restrict
-from sapsel_jax._tangents import Label, Tangent, Tangents, align, contract, placed, untie
+from sapsel_jax._passes.convolutions import is_kernel, push_kernel
+from sapsel_jax._passes.tangents import Label, Tangent, Tangents, align, contract, placed, untie
 
 
 def spread(

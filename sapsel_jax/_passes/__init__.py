@@ -1,0 +1,1 @@
+"""Tangents pushed forward and cotangents pulled backward through the graph."""
