@@ -9,7 +9,8 @@ from unittest import mock
 
 import jax
 
-from sapsel_jax import _blocks, _propagation
+from sapsel_jax._curvature import blocks as _blocks
+from sapsel_jax._curvature import propagation as _propagation
 from sapsel_jax._graph.graph import trace
 from sapsel_jax._graph.sites import find_uses
 

@@ -25,7 +25,7 @@ from benchmarks.propagation_report import draw, quality_table, report
 from benchmarks.settings import command_line
 from benchmarks.tables import wide_console
 from benchmarks.timing import compiled, temporary_bytes
-from sapsel_jax._propagation import PROBES_AT_ONCE
+from sapsel_jax._curvature.propagation import PROBES_AT_ONCE
 
 NUM_EXAMPLES = {"digits": 512, "mnist": 2_000}
 MNIST = ("relu mlp", "tanh mlp", "gelu mlp")

@@ -3,19 +3,20 @@
 from sapsel_jax import audit
 from sapsel_jax._base.precision import count_nonfinite
 from sapsel_jax._base.streaming import MeanState, mean_finalize, mean_init, mean_update
-from sapsel_jax._basis import basis_diagonal, probe_diagonal
 from sapsel_jax._certificates import Certificate, Reason
-from sapsel_jax._exact import exact_diagonal
-from sapsel_jax._explain import Plan, explain
-from sapsel_jax._first_order import first_order_update
-from sapsel_jax._gauss_newton import (
+from sapsel_jax._curvature.basis import basis_diagonal, probe_diagonal
+from sapsel_jax._curvature.exact import exact_diagonal
+from sapsel_jax._curvature.explain import Plan, explain
+from sapsel_jax._curvature.gauss_newton import (
     empirical_fisher_diagonal,
     gauss_newton_diagonal,
     is_piecewise_affine,
     sampled_gauss_newton_diagonal,
 )
+from sapsel_jax._curvature.hutchinson import hutchinson_diagonal
+from sapsel_jax._curvature.propagation import propagated_diagonal
+from sapsel_jax._first_order import first_order_update
 from sapsel_jax._gradients import gradient_change
-from sapsel_jax._hutchinson import hutchinson_diagonal
 from sapsel_jax._iterative import iterative_update
 from sapsel_jax._masks import (
     describe_mask,
@@ -36,7 +37,6 @@ from sapsel_jax._patches import (
     revert_patch,
     save_patch,
 )
-from sapsel_jax._propagation import propagated_diagonal
 from sapsel_jax._scoring import (
     score_brain_damage,
     score_decrease,

@@ -11,21 +11,21 @@ from jax import lax
 from sapsel_jax._base.checks import batch_size, check_count, check_positive
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params
 from sapsel_jax._certificates import Certificate, Reason, judge, rounding
-from sapsel_jax._exact import exact_diagonal
+from sapsel_jax._curvature.exact import exact_diagonal
+from sapsel_jax._curvature.gauss_newton import gauss_newton_diagonal
+from sapsel_jax._curvature.products import (
+    Product,
+    gauss_newton_product,
+    hessian_product,
+    linear_part,
+)
 from sapsel_jax._first_order import check_update, is_finite, keep_unselected, on_mask
-from sapsel_jax._gauss_newton import gauss_newton_diagonal
 from sapsel_jax._gradients import (
     check_corrections,
     gradient_change,
     gradient_sum,
     loss_change,
     widen,
-)
-from sapsel_jax._operators import (
-    Product,
-    gauss_newton_product,
-    hessian_product,
-    linear_part,
 )
 from sapsel_jax._solvers import DENSE_LIMIT, Solver, System, conjugate_gradient, dense_solver
 

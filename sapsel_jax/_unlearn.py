@@ -12,6 +12,7 @@ import optax
 from sapsel_jax._base.checks import batch_size, check_count, check_fraction, check_number
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params, Scores
 from sapsel_jax._certificates import Certificate, Reason, judge
+from sapsel_jax._curvature.propagation import propagated_diagonal
 from sapsel_jax._first_order import (
     check_update,
     first_order_step,
@@ -27,7 +28,6 @@ from sapsel_jax._gradients import (
     widen,
 )
 from sapsel_jax._iterative import iterative_update
-from sapsel_jax._propagation import propagated_diagonal
 from sapsel_jax._scoring import score_sharpest
 from sapsel_jax._second_order import draw_examples, second_order_update
 from sapsel_jax._selection import select_top_fraction

@@ -15,7 +15,7 @@ from networks import (
 )
 
 import sapsel_jax as sap
-from sapsel_jax import _routes
+from sapsel_jax._curvature import routes as _routes
 from sapsel_jax._graph.graph import graph as _graph
 
 TOLERANCE = 1e-9

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._base.examples import wide_dtype
-from sapsel_jax._basis import diagonal_by_products
+from sapsel_jax._curvature.basis import diagonal_by_products
+from sapsel_jax._curvature.routes import Task, bending, leading_to
 from sapsel_jax._graph.graph import Graph, Node, Values, tail
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.forward import spread
@@ -21,7 +22,6 @@ from sapsel_jax._passes.tangents import (
     labels_of,
     unit_tangents,
 )
-from sapsel_jax._routes import Task, bending, leading_to
 
 
 class Cut:

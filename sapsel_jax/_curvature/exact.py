@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
-from sapsel_jax._batches import over_batch, read_loss, sum_records
+from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
+from sapsel_jax._curvature.routes import Task, choose, examples_at_once
+from sapsel_jax._curvature.tasks import curvature, open_cuts
 from sapsel_jax._graph.graph import Graph
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.lifts import Record, records_of_uses
-from sapsel_jax._quadratic import curvature, open_cuts
-from sapsel_jax._routes import Task, choose, examples_at_once
 
 
 def exact_diagonal(

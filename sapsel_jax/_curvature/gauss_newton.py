@@ -10,16 +10,16 @@ from jax.flatten_util import ravel_pytree
 from sapsel_jax._base.checks import check_count, check_float_leaves
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
-from sapsel_jax._batches import over_batch, read_loss, sum_records
+from sapsel_jax._curvature.hutchinson import Probed, examples_at_once, find_probed, pair
+from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
+from sapsel_jax._curvature.probes import mean_of_probes
+from sapsel_jax._curvature.routes import bending, choose_through, leads_to
+from sapsel_jax._curvature.routes import examples_at_once as examples_of_routes
+from sapsel_jax._curvature.tasks import curvature, open_cuts
 from sapsel_jax._graph.graph import Graph, tail, trace
 from sapsel_jax._graph.sites import find_uses
-from sapsel_jax._hutchinson import Probed, examples_at_once, find_probed, pair
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.lifts import Record, records_of_uses, structure
-from sapsel_jax._probes import mean_of_probes
-from sapsel_jax._quadratic import curvature, open_cuts
-from sapsel_jax._routes import bending, choose_through, leads_to
-from sapsel_jax._routes import examples_at_once as examples_of_routes
 
 
 def gauss_newton_diagonal(

@@ -5,10 +5,10 @@ from typing import Any
 
 from sapsel_jax._base.checks import check_float_leaves, named_leaves
 from sapsel_jax._base.types import Example, LossFn, Params
+from sapsel_jax._curvature.propagation import describe
+from sapsel_jax._curvature.routes import Routes, Task, choose
 from sapsel_jax._graph.graph import Graph, trace
 from sapsel_jax._graph.sites import Use
-from sapsel_jax._propagation import describe
-from sapsel_jax._routes import Routes, Task, choose
 
 
 @dataclasses.dataclass(frozen=True)

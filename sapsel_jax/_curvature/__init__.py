@@ -1,0 +1,1 @@
+"""Diagonals of the Hessian, exact and estimated, and what they cost."""
