@@ -18,7 +18,23 @@ from sapsel_jax._curvature.propagation import propagated_diagonal
 from sapsel_jax._first_order import first_order_update
 from sapsel_jax._gradients import gradient_change
 from sapsel_jax._iterative import iterative_update
-from sapsel_jax._masks import (
+from sapsel_jax._patches import (
+    Patch,
+    apply_patch,
+    load_patch,
+    make_patch,
+    revert_patch,
+    save_patch,
+)
+from sapsel_jax._second_order import second_order_update
+from sapsel_jax._selection.entries import (
+    select_leaves,
+    select_like,
+    select_top_count,
+    select_top_fraction,
+    select_top_fraction_per_leaf,
+)
+from sapsel_jax._selection.masks import (
     describe_mask,
     load_mask,
     mask_complement,
@@ -29,15 +45,7 @@ from sapsel_jax._masks import (
     mask_union,
     save_mask,
 )
-from sapsel_jax._patches import (
-    Patch,
-    apply_patch,
-    load_patch,
-    make_patch,
-    revert_patch,
-    save_patch,
-)
-from sapsel_jax._scoring import (
+from sapsel_jax._selection.scores import (
     score_brain_damage,
     score_decrease,
     score_fisher_ratio,
@@ -48,14 +56,7 @@ from sapsel_jax._scoring import (
     score_saliency,
     score_sharpest,
 )
-from sapsel_jax._second_order import second_order_update
-from sapsel_jax._selection import (
-    select_leaves,
-    select_like,
-    select_top_count,
-    select_top_fraction,
-    select_top_fraction_per_leaf,
-)
+from sapsel_jax._selection.units import select_top_fraction_per_unit, select_top_units
 from sapsel_jax._solvers import (
     Solution,
     System,
@@ -65,7 +66,6 @@ from sapsel_jax._solvers import (
     lissa,
 )
 from sapsel_jax._transforms import selective, selective_packed
-from sapsel_jax._units import select_top_fraction_per_unit, select_top_units
 from sapsel_jax._unlearn import Unlearned, unlearn, with_first_order, with_iteration
 
 __all__ = [

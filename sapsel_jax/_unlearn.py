@@ -28,9 +28,9 @@ from sapsel_jax._gradients import (
     widen,
 )
 from sapsel_jax._iterative import iterative_update
-from sapsel_jax._scoring import score_sharpest
 from sapsel_jax._second_order import draw_examples, second_order_update
-from sapsel_jax._selection import select_top_fraction
+from sapsel_jax._selection.entries import select_top_fraction
+from sapsel_jax._selection.scores import score_sharpest
 
 Update: TypeAlias = Callable[..., tuple[Params, Certificate]]
 """`update(loss_fn, params, original, corrected, data, *, mask, num_examples, microbatch, args)`."""

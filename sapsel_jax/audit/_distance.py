@@ -15,7 +15,7 @@ from sapsel_jax._base.checks import (
 )
 from sapsel_jax._base.types import Mask, Params
 from sapsel_jax._gradients import widen
-from sapsel_jax._masks import mask_density
+from sapsel_jax._selection.masks import mask_density
 
 
 def distance(params: Params, other: Params) -> jax.Array:

@@ -17,7 +17,7 @@ from sapsel_jax._base.checks import (
     path_name,
 )
 from sapsel_jax._base.types import Mask, Params, Scores
-from sapsel_jax._search import num_entries, top_entries
+from sapsel_jax._selection.search import num_entries, top_entries
 
 
 def select_top_fraction(scores: Scores, fraction: float) -> Mask:

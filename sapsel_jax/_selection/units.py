@@ -15,8 +15,8 @@ from sapsel_jax._base.checks import (
 )
 from sapsel_jax._base.examples import wide_dtype
 from sapsel_jax._base.types import Mask, Scores
-from sapsel_jax._search import beside, num_entries
-from sapsel_jax._selection import select_top_count, select_top_fraction, top_floats
+from sapsel_jax._selection.entries import select_top_count, select_top_fraction, top_floats
+from sapsel_jax._selection.search import beside, num_entries
 
 Groups = Callable[[str, Any], Hashable] | None
 

@@ -1,0 +1,1 @@
+"""Scores, and the masks that the largest of them make."""
