@@ -3,7 +3,6 @@
 from sapsel_jax import audit
 from sapsel_jax._base.precision import count_nonfinite
 from sapsel_jax._base.streaming import MeanState, mean_finalize, mean_init, mean_update
-from sapsel_jax._certificates import Certificate, Reason
 from sapsel_jax._curvature.basis import basis_diagonal, probe_diagonal
 from sapsel_jax._curvature.exact import exact_diagonal
 from sapsel_jax._curvature.explain import Plan, explain
@@ -15,18 +14,6 @@ from sapsel_jax._curvature.gauss_newton import (
 )
 from sapsel_jax._curvature.hutchinson import hutchinson_diagonal
 from sapsel_jax._curvature.propagation import propagated_diagonal
-from sapsel_jax._first_order import first_order_update
-from sapsel_jax._gradients import gradient_change
-from sapsel_jax._iterative import iterative_update
-from sapsel_jax._patches import (
-    Patch,
-    apply_patch,
-    load_patch,
-    make_patch,
-    revert_patch,
-    save_patch,
-)
-from sapsel_jax._second_order import second_order_update
 from sapsel_jax._selection.entries import (
     select_leaves,
     select_like,
@@ -57,7 +44,22 @@ from sapsel_jax._selection.scores import (
     score_sharpest,
 )
 from sapsel_jax._selection.units import select_top_fraction_per_unit, select_top_units
-from sapsel_jax._solvers import (
+from sapsel_jax._unlearn import Unlearned, unlearn, with_first_order, with_iteration
+from sapsel_jax._updates.certificates import Certificate, Reason
+from sapsel_jax._updates.corrections import gradient_change
+from sapsel_jax._updates.first_order import first_order_update
+from sapsel_jax._updates.iterative import iterative_update
+from sapsel_jax._updates.patches import (
+    Patch,
+    apply_patch,
+    load_patch,
+    make_patch,
+    revert_patch,
+    save_patch,
+)
+from sapsel_jax._updates.second_order import second_order_update
+from sapsel_jax._updates.selective import selective, selective_packed
+from sapsel_jax._updates.solvers import (
     Solution,
     System,
     conjugate_gradient,
@@ -65,8 +67,6 @@ from sapsel_jax._solvers import (
     diagonal_solver,
     lissa,
 )
-from sapsel_jax._transforms import selective, selective_packed
-from sapsel_jax._unlearn import Unlearned, unlearn, with_first_order, with_iteration
 
 __all__ = [
     "Certificate",

@@ -11,26 +11,26 @@ import optax
 
 from sapsel_jax._base.checks import batch_size, check_count, check_fraction, check_number
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params, Scores
-from sapsel_jax._certificates import Certificate, Reason, judge
 from sapsel_jax._curvature.propagation import propagated_diagonal
-from sapsel_jax._first_order import (
-    check_update,
-    first_order_step,
-    is_finite,
-    keep_unselected,
-    on_mask,
-)
-from sapsel_jax._gradients import (
+from sapsel_jax._selection.entries import select_top_fraction
+from sapsel_jax._selection.scores import score_sharpest
+from sapsel_jax._updates.certificates import Certificate, Reason, judge
+from sapsel_jax._updates.corrections import (
     check_corrections,
     gradient_change,
     gradient_sum,
     loss_change,
     widen,
 )
-from sapsel_jax._iterative import iterative_update
-from sapsel_jax._second_order import draw_examples, second_order_update
-from sapsel_jax._selection.entries import select_top_fraction
-from sapsel_jax._selection.scores import score_sharpest
+from sapsel_jax._updates.first_order import (
+    check_update,
+    first_order_step,
+    is_finite,
+    keep_unselected,
+    on_mask,
+)
+from sapsel_jax._updates.iterative import iterative_update
+from sapsel_jax._updates.second_order import draw_examples, second_order_update
 
 Update: TypeAlias = Callable[..., tuple[Params, Certificate]]
 """`update(loss_fn, params, original, corrected, data, *, mask, num_examples, microbatch, args)`."""

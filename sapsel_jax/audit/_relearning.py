@@ -12,7 +12,7 @@ import optax
 from sapsel_jax._base.checks import batch_size as count_examples
 from sapsel_jax._base.checks import check_count, check_float_leaves
 from sapsel_jax._base.types import Batch, LossFn, Params
-from sapsel_jax._iterative import iterative_update
+from sapsel_jax._updates.iterative import iterative_update
 from sapsel_jax.audit._ensembles import map_models
 from sapsel_jax.audit._inputs import check_not_empty, wide
 

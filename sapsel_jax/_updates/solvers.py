@@ -15,8 +15,8 @@ from jax.flatten_util import ravel_pytree
 
 from sapsel_jax._base.checks import check_count, check_positive
 from sapsel_jax._base.types import Diagonal, Mask, Params
-from sapsel_jax._certificates import Reason
 from sapsel_jax._curvature.products import Product
+from sapsel_jax._updates.certificates import Reason
 
 DENSE_LIMIT = 16
 """Up to this many selected entries the whole matrix is solved: see `dense_solver`."""

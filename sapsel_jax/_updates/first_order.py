@@ -8,8 +8,8 @@ import optax
 
 from sapsel_jax._base.checks import check_float_leaves, check_mask, check_number
 from sapsel_jax._base.types import Batch, LossFn, Mask, Params
-from sapsel_jax._gradients import gradient_change
-from sapsel_jax._transforms import selective
+from sapsel_jax._updates.corrections import gradient_change
+from sapsel_jax._updates.selective import selective
 
 
 def first_order_update(

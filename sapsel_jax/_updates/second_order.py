@@ -10,7 +10,6 @@ from jax import lax
 
 from sapsel_jax._base.checks import batch_size, check_count, check_positive
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params
-from sapsel_jax._certificates import Certificate, Reason, judge, rounding
 from sapsel_jax._curvature.exact import exact_diagonal
 from sapsel_jax._curvature.gauss_newton import gauss_newton_diagonal
 from sapsel_jax._curvature.products import (
@@ -19,15 +18,22 @@ from sapsel_jax._curvature.products import (
     hessian_product,
     linear_part,
 )
-from sapsel_jax._first_order import check_update, is_finite, keep_unselected, on_mask
-from sapsel_jax._gradients import (
+from sapsel_jax._updates.certificates import Certificate, Reason, judge, rounding
+from sapsel_jax._updates.corrections import (
     check_corrections,
     gradient_change,
     gradient_sum,
     loss_change,
     widen,
 )
-from sapsel_jax._solvers import DENSE_LIMIT, Solver, System, conjugate_gradient, dense_solver
+from sapsel_jax._updates.first_order import check_update, is_finite, keep_unselected, on_mask
+from sapsel_jax._updates.solvers import (
+    DENSE_LIMIT,
+    Solver,
+    System,
+    conjugate_gradient,
+    dense_solver,
+)
 
 MAX_RETRIES = 10
 """How often in all an adapted damping may be raised because a step did not hold."""

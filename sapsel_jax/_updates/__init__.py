@@ -1,0 +1,1 @@
+"""Updates that change the selected entries alone, and patches to ship them."""
