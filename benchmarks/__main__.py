@@ -7,12 +7,12 @@ import tyro
 
 from benchmarks.ablation import Ablation
 from benchmarks.audit import Audit
-from benchmarks.errors import UsageError
 from benchmarks.listing import List
 from benchmarks.paper import Paper
 from benchmarks.propagation import Propagation
 from benchmarks.selection import Selection
 from benchmarks.speed import Speed
+from benchmarks.tools.errors import UsageError
 from benchmarks.unlearn import Unlearn
 
 COMMANDS = {

@@ -11,17 +11,17 @@ from benchmarks.ablation_report import Study, study_markdown
 from benchmarks.ablation_sections import mean_overlaps
 from benchmarks.data import is_prepared
 from benchmarks.defaults import DEFAULTS_KEY, count_defaults, measure_defaults
-from benchmarks.errors import check_at_least, check_choice, check_share
 from benchmarks.experiment import TUNING_SEED
 from benchmarks.findings import find
-from benchmarks.page import write_page
 from benchmarks.parts import FRACTIONS, study_parts
-from benchmarks.progress import progress_bar
-from benchmarks.records import Record, open_folder
 from benchmarks.settings import command_line
 from benchmarks.stability import FRACTION, KINDS, STABILITY_KEY, count_stability, measure_stability
 from benchmarks.study import CELL_KEY, TRIAL_KEY, Part, count_work, measure_part
 from benchmarks.tables import wide_console
+from benchmarks.tools.errors import check_at_least, check_choice, check_share
+from benchmarks.tools.page import write_page
+from benchmarks.tools.progress import progress_bar
+from benchmarks.tools.records import Record, open_folder
 
 QUICK = {"seeds": 1, "fractions": (0.05,), "curvature_examples": 200}
 QUICK_PART = "digits-label"

@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from benchmarks.drawing import FAINT, INK, MUTED, figure
 from benchmarks.findings import Comparison, Findings
 from benchmarks.plots import COLOURS
 from benchmarks.selections import LIKE, RANKED
-from benchmarks.statistics import Interval
 from benchmarks.tables import SHORT_TITLES, TITLES, plain_name
+from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
+from benchmarks.tools.statistics import Interval
 
 SHARPEST_CONTROL = f"{LIKE}sharpest"
 # Colour, marker and line, so that a curve is known without its colour.

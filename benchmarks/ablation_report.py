@@ -10,7 +10,6 @@ from benchmarks.experiment import TUNING_SEED
 from benchmarks.findings import Comparison, Findings
 from benchmarks.selections import LIKE, PER_LEAF, RANKED, summary
 from benchmarks.stability import FRACTION
-from benchmarks.statistics import Interval
 from benchmarks.study import Part
 from benchmarks.summary import ACCURACIES
 from benchmarks.tables import (
@@ -20,6 +19,7 @@ from benchmarks.tables import (
     plain_name,
     short_number,
 )
+from benchmarks.tools.statistics import Interval
 from benchmarks.updates import STUDIED_UPDATES
 
 

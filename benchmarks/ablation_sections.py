@@ -5,9 +5,9 @@ from typing import Any
 
 from benchmarks.defaults import BASE, GROUPS, Variant
 from benchmarks.stability import FRACTION, KINDS
-from benchmarks.statistics import Interval, interval
 from benchmarks.study import Part
 from benchmarks.tables import NONE, markdown_table, percent, plain_name
+from benchmarks.tools.statistics import Interval, interval
 
 
 def mean_overlaps(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Interval]:

@@ -11,15 +11,15 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.curvature import timed
-from benchmarks.drawing import FAINT, INK, MUTED, figure
 from benchmarks.ensembles import evidence, margins, train_models, tune, unlearn_models
-from benchmarks.errors import check_at_least, check_choice
 from benchmarks.experiment import TUNING_SEED, Case, make_case
 from benchmarks.methods import METHODS
-from benchmarks.output import result_folder, write_jsonl
-from benchmarks.page import write_page
 from benchmarks.settings import Settings, command_line
 from benchmarks.tables import markdown_table, plain_name, wide_console
+from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
+from benchmarks.tools.errors import check_at_least, check_choice
+from benchmarks.tools.folders import result_folder, write_jsonl
+from benchmarks.tools.page import write_page
 
 UPDATE = "iterative"
 FIGURES = ("klom_median", "klom_95", "lira_accuracy", "lira_95")

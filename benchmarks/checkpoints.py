@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.curvature import timed
 from benchmarks.data import Split
 from benchmarks.models import Model
-from benchmarks.output import leaves_by_path
+from benchmarks.tools.folders import leaves_by_path
 from benchmarks.training import Recipe, train
 
 SECONDS = "seconds of training"

@@ -26,9 +26,9 @@ from benchmarks.experiment import TUNING_SEED, tuning_objective
 from benchmarks.metrics import accuracy
 from benchmarks.problems import Problem
 from benchmarks.procedures import PROCEDURES, Trial
-from benchmarks.records import Record
 from benchmarks.scenarios import notice, poison
 from benchmarks.settings import Settings
+from benchmarks.tools.records import Record
 from benchmarks.training import num_steps
 
 TRIAL_KEY = ("scenario", "method", "fraction", "budget")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.errors import UsageError, check_choice
+from benchmarks.tools.errors import UsageError, check_choice
 
 DATASETS = {
     "digits": "1,797 handwritten digits, 8×8, embedded in scikit-learn",

@@ -14,8 +14,8 @@ import sapsel_jax as sap
 from benchmarks.experiment import Case, tuning_objective
 from benchmarks.metrics import accuracy
 from benchmarks.models import Model
-from benchmarks.records import Record
 from benchmarks.study import Part, load_case
+from benchmarks.tools.records import Record
 from benchmarks.updates import newton_steps
 
 DEFAULTS_SEEDS = 5

@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy.stats import rankdata
 
-from benchmarks.timing import compiled, in_turn
+from benchmarks.tools.timing import compiled, in_turn
 
 FRACTIONS = (0.01, 0.05, 0.2)
 """The shares of the entries that masks select."""

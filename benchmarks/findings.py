@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.selections import LIKE, RANKED
-from benchmarks.statistics import Interval, PairedDifference, holm, interval, paired_test
+from benchmarks.tools.statistics import Interval, PairedDifference, holm, interval, paired_test
 from benchmarks.updates import STUDIED_UPDATES
 
 ALPHA = 0.05

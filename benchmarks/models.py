@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from benchmarks.errors import check_choice
+from benchmarks.tools.errors import check_choice
 
 MODELS = {
     "mlp": "dense layers with ReLU",

@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 import sapsel_jax as sap
 from benchmarks.cases import Case
 from benchmarks.contenders import by_basis_vectors
-from benchmarks.errors import UsageError
 from benchmarks.estimates import flat, rank_correlation, relative_error
+from benchmarks.tools.errors import UsageError
 
 CHECKED = 6
 """Entries of each leaf that the truth itself is checked on, one Hessian-vector product each."""

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from benchmarks.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest
 from benchmarks.data import DATASETS
-from benchmarks.errors import UsageError, check_at_least, check_choice, check_share
 from benchmarks.paper_report import write_paper
 from benchmarks.procedures import PROCEDURES, PROPOSED
-from benchmarks.progress import progress_bar
-from benchmarks.records import Record, open_folder
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.settings import Settings, command_line
 from benchmarks.tables import wide_console
+from benchmarks.tools.errors import UsageError, check_at_least, check_choice, check_share
+from benchmarks.tools.progress import progress_bar
+from benchmarks.tools.records import Record, open_folder
 
 FRONTIER_METHODS = (PROPOSED, "sharpest")
 REMOVAL_EXAMPLES = 5_000

@@ -18,7 +18,6 @@ from benchmarks.evidence import (
     Subject,
 )
 from benchmarks.experiment import TUNING_SEED
-from benchmarks.page import write_page
 from benchmarks.paper_figures import area_text, figures_table
 from benchmarks.paper_plots import draw_paper
 from benchmarks.paper_summary import (
@@ -39,7 +38,6 @@ from benchmarks.plots import WORDS
 from benchmarks.problems import CURVATURE_GRADIENTS, curvature_examples
 from benchmarks.procedures import PROCEDURES, PROPOSED
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.statistics import Interval
 from benchmarks.tables import (
     NONE,
     markdown_table,
@@ -48,6 +46,8 @@ from benchmarks.tables import (
     short_number,
     towards_retraining,
 )
+from benchmarks.tools.page import write_page
+from benchmarks.tools.statistics import Interval
 from benchmarks.updates import as_batch
 
 

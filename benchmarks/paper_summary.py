@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from benchmarks.contest import REFERENCES, Arm
 from benchmarks.metrics import SMALL_GAP
 from benchmarks.procedures import PROCEDURES, PROPOSED
-from benchmarks.statistics import Interval, PairedDifference, holm, interval, paired_test
 from benchmarks.summary import Line, summarise
+from benchmarks.tools.statistics import Interval, PairedDifference, holm, interval, paired_test
 
 Rows = Sequence[dict[str, Any]]
 FORGET_MEASURE = {"label": "forget", "backdoor": "attack", "feature": "forget", "sample": "forget"}

@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from benchmarks.drawing import FAINT, INK, MUTED, figure
 from benchmarks.experiment import Case
 from benchmarks.methods import METHODS
 from benchmarks.scenarios import Poisoned
 from benchmarks.summary import Line
 from benchmarks.tables import TITLES, plain_name, short_number
+from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 
 # Okabe and Ito's palette, which is told apart by colour-blind readers too.
 COLOURS = {

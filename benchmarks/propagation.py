@@ -16,15 +16,15 @@ from rich.table import Table
 import sapsel_jax as sap
 from benchmarks.block_rules import WITHOUT, matters
 from benchmarks.data import is_prepared
-from benchmarks.errors import check_at_least
 from benchmarks.estimates import captured, flat, gradient_equivalents, overlaps, quality
 from benchmarks.networks import NETWORKS, Trained, mlp, resnet, trained, transformer
-from benchmarks.output import result_folder, write_jsonl
-from benchmarks.page import write_page
 from benchmarks.propagation_report import draw, quality_table, report
 from benchmarks.settings import command_line
 from benchmarks.tables import wide_console
-from benchmarks.timing import compiled, temporary_bytes
+from benchmarks.tools.errors import check_at_least
+from benchmarks.tools.folders import result_folder, write_jsonl
+from benchmarks.tools.page import write_page
+from benchmarks.tools.timing import compiled, temporary_bytes
 from sapsel_jax._curvature.propagation import PROBES_AT_ONCE
 
 NUM_EXAMPLES = {"digits": 512, "mnist": 2_000}

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import matplotlib.ticker
 
-from benchmarks.drawing import FAINT, INK, MUTED, figure
 from benchmarks.estimates import FRACTIONS
 from benchmarks.tables import markdown_table
+from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 
 Row = dict[str, Any]
 WANTED = 0.95

@@ -8,7 +8,6 @@ from pathlib import Path
 from benchmarks.curvature import estimator
 from benchmarks.experiment import SHIPPED, TUNING_SEED, Comparison
 from benchmarks.methods import METHODS, REFERENCES
-from benchmarks.page import write_page
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.summary import ACCURACIES, Line, paired_difference, summarise
 from benchmarks.tables import (
@@ -22,6 +21,7 @@ from benchmarks.tables import (
     short_number,
     towards_retraining,
 )
+from benchmarks.tools.page import write_page
 from benchmarks.updates import UPDATES
 
 CAPTIONS = {

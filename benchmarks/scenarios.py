@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.data import Dataset, Split
-from benchmarks.errors import check_choice
+from benchmarks.tools.errors import check_choice
 
 TARGET = 0
 """The class that a backdoor's trigger stands for."""

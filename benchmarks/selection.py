@@ -15,13 +15,13 @@ from rich import box
 from rich.table import Table
 
 import sapsel_jax as sap
-from benchmarks.drawing import FAINT, INK, MUTED, figure
-from benchmarks.errors import check_at_least, check_share
-from benchmarks.output import result_folder, write_jsonl
-from benchmarks.page import write_page
 from benchmarks.settings import command_line
 from benchmarks.tables import markdown_table, wide_console
-from benchmarks.timing import compiled, in_turn, temporary_bytes
+from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
+from benchmarks.tools.errors import check_at_least, check_share
+from benchmarks.tools.folders import result_folder, write_jsonl
+from benchmarks.tools.page import write_page
+from benchmarks.tools.timing import compiled, in_turn, temporary_bytes
 
 NUM_LEAVES = 10
 NUM_COLUMNS = 1000

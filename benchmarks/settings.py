@@ -5,9 +5,9 @@ import sys
 from dataclasses import dataclass
 
 from benchmarks.data import DATASETS, Dataset, load_dataset
-from benchmarks.errors import UsageError, check_at_least, check_choice, check_share
 from benchmarks.models import MODELS, Model, build_model
 from benchmarks.scenarios import SCENARIOS
+from benchmarks.tools.errors import UsageError, check_at_least, check_choice, check_share
 from benchmarks.training import RECIPES, Recipe
 
 

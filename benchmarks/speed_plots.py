@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from benchmarks.drawing import FAINT, INK, MUTED, figure
+from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 
 Row = dict[str, Any]
 

@@ -8,9 +8,9 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.contenders import BASIS_ENTRIES
-from benchmarks.errors import UsageError
 from benchmarks.oracle import CHECKED, TRUTH_TOLERANCE
 from benchmarks.tables import NONE, markdown_table
+from benchmarks.tools.errors import UsageError
 from benchmarks.torch_link import RECIPE
 
 Row = dict[str, Any]

@@ -15,9 +15,9 @@ import sapsel_jax as sap
 from benchmarks.data import Split
 from benchmarks.experiment import Case
 from benchmarks.models import Model
-from benchmarks.records import Record
 from benchmarks.selections import PER_LEAF, RANKED, SCORES, Evidence, gather, score_all
 from benchmarks.study import Part, load_case
+from benchmarks.tools.records import Record
 from benchmarks.updates import as_batch
 
 STABILITY_KEY = ("part", "method", "kind", "seed")

@@ -23,9 +23,9 @@ from benchmarks.metrics import (
     judged_sets,
     towards_retraining,
 )
-from benchmarks.records import Record
 from benchmarks.selections import Gathered, gather, make_masks, mask_names, needs
 from benchmarks.settings import Settings
+from benchmarks.tools.records import Record
 from benchmarks.updates import STUDIED_UPDATES
 
 TRIAL_KEY = ("part", "method", "fraction", "update")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.metrics import ACCURACIES
-from benchmarks.statistics import Interval, interval
+from benchmarks.tools.statistics import Interval, interval
 
 
 class Line(NamedTuple):

@@ -6,8 +6,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.statistics import Interval
 from benchmarks.summary import Line
+from benchmarks.tools.statistics import Interval
 
 TITLES = {
     "none": "References",

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.contenders import gauss_newton_is_hessian, has_gauss_newton
-from benchmarks.errors import UsageError
+from benchmarks.tools.errors import UsageError
 
 LIBRARIES = ("BackPACK", "curvlinops", "nngeometry", "asdl")
 GAUSS_NEWTON_METHODS = ("DiagGGNExact", "DiagGGNMC", "FIM diagonal", "Fisher diagonal")

@@ -9,17 +9,17 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.ablation import Ablation
 from benchmarks.data import Dataset, Split
-from benchmarks.errors import UsageError
 from benchmarks.experiment import make_case
 from benchmarks.findings import figure, find
 from benchmarks.models import build_model
-from benchmarks.records import Record
 from benchmarks.scenarios import SCENARIOS, notice, poison
 from benchmarks.selections import LIKE, RANKED, Evidence, make_masks, mask_names, needs, summary
 from benchmarks.settings import Settings
 from benchmarks.stability import UNDAMPED, measure_stability, rescale
-from benchmarks.statistics import holm, paired_test
 from benchmarks.study import Part
+from benchmarks.tools.errors import UsageError
+from benchmarks.tools.records import Record
+from benchmarks.tools.statistics import holm, paired_test
 from benchmarks.updates import STUDIED_UPDATES, make_batches
 
 

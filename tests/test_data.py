@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.data import is_prepared, load_dataset
-from benchmarks.errors import UsageError
+from benchmarks.tools.errors import UsageError
 
 
 def rows(split):

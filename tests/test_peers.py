@@ -12,9 +12,9 @@ import pytest
 
 from benchmarks.cases import Case, mlp, random_params
 from benchmarks.contenders import gauss_newton_is_hessian, own_contenders
-from benchmarks.errors import UsageError
 from benchmarks.oracle import find_truth, objection, quality, stacked
 from benchmarks.peers import PEERS, Unavailable, jax_peers
+from benchmarks.tools.errors import UsageError
 from benchmarks.torch_link import LIBRARIES, asked_of, torch_peers
 
 TORCH_PYTHON = os.environ.get("TORCH_PYTHON")

@@ -10,7 +10,7 @@ import pytest
 from networks import dense_diagonal, mean_loss
 
 import sapsel_jax as sap
-from benchmarks.timing import temporary_bytes
+from benchmarks.tools.timing import temporary_bytes
 from sapsel_jax._curvature.blocks import find_blocks
 from sapsel_jax._curvature.probes import mean_of_probes
 from sapsel_jax._graph.graph import trace

@@ -8,11 +8,11 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.block_rules import matters
-from benchmarks.errors import UsageError
 from benchmarks.estimates import captured, overlaps, quality
 from benchmarks.networks import mlp
 from benchmarks.propagation import Propagation
 from benchmarks.propagation_report import GOALS, quality_table
+from benchmarks.tools.errors import UsageError
 
 
 def test_quality_on_known_answers():

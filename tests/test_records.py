@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from benchmarks.errors import UsageError
-from benchmarks.records import Record, open_folder
+from benchmarks.tools.errors import UsageError
+from benchmarks.tools.records import Record, open_folder
 
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from benchmarks.records import Record
+from benchmarks.tools.records import Record
 record = Record(Path(sys.argv[1]), ["i"])
 for i in itertools.count(len(record.rows)):
     record.append({"i": i, "text": "x" * 10_000})

@@ -9,7 +9,6 @@ import benchmarks.cases
 import benchmarks.speed
 from benchmarks.__main__ import main
 from benchmarks.cases import mlp, speed_cases
-from benchmarks.errors import UsageError
 from benchmarks.speed import Speed
 from benchmarks.speed_plots import LOOKS
 from benchmarks.speed_report import (
@@ -20,7 +19,8 @@ from benchmarks.speed_report import (
     put_into_page,
     summary_table,
 )
-from benchmarks.timing import in_turn
+from benchmarks.tools.errors import UsageError
+from benchmarks.tools.timing import in_turn
 
 
 def tiny(full):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.statistics import holm, interval, paired_test
+from benchmarks.tools.statistics import holm, interval, paired_test
 
 
 def test_interval_is_students():

@@ -17,13 +17,13 @@ import benchmarks.unlearn
 import sapsel_jax as sap
 from benchmarks.__main__ import main
 from benchmarks.data import Split
-from benchmarks.errors import UsageError
 from benchmarks.experiment import tuning_objective
 from benchmarks.methods import METHODS
 from benchmarks.metrics import accuracy
-from benchmarks.output import result_folder
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.settings import Settings
+from benchmarks.tools.errors import UsageError
+from benchmarks.tools.folders import result_folder
 from benchmarks.unlearn import Unlearn
 from benchmarks.updates import UPDATES, make_batches
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from benchmarks.errors import UsageError
+from benchmarks.tools.errors import UsageError
 
 
 @contextlib.contextmanager

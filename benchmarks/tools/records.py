@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.errors import UsageError
+from benchmarks.tools.errors import UsageError
 
 
 class Record:

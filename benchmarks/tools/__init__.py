@@ -1,0 +1,1 @@
+"""What every benchmark uses and none is about: errors, timing, folders, records, statistics."""
