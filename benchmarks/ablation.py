@@ -9,12 +9,12 @@ from typing import Any
 from benchmarks.ablation_plots import draw_gains, draw_recovery, draw_stability
 from benchmarks.ablation_report import Study, study_markdown
 from benchmarks.ablation_sections import mean_overlaps
-from benchmarks.data import is_prepared
 from benchmarks.defaults import DEFAULTS_KEY, count_defaults, measure_defaults
 from benchmarks.experiment import TUNING_SEED
 from benchmarks.findings import find
+from benchmarks.learning.data import is_prepared
+from benchmarks.learning.settings import command_line
 from benchmarks.parts import FRACTIONS, study_parts
-from benchmarks.settings import command_line
 from benchmarks.stability import FRACTION, KINDS, STABILITY_KEY, count_stability, measure_stability
 from benchmarks.study import CELL_KEY, TRIAL_KEY, Part, count_work, measure_part
 from benchmarks.tables import wide_console

@@ -13,8 +13,8 @@ from rich.table import Table
 from benchmarks.curvature import timed
 from benchmarks.ensembles import evidence, margins, train_models, tune, unlearn_models
 from benchmarks.experiment import TUNING_SEED, Case, make_case
+from benchmarks.learning.settings import Settings, command_line
 from benchmarks.methods import METHODS
-from benchmarks.settings import Settings, command_line
 from benchmarks.tables import markdown_table, plain_name, wide_console
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_choice

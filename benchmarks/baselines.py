@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.data import Split
-from benchmarks.models import Model
+from benchmarks.learning.data import Split
+from benchmarks.learning.models import Model
 
 FISHER_FLOOR = 1e-6
 """Added to the Fisher information, so that entries without any get noise of a finite size."""

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.data import Dataset, is_prepared, load_dataset
-from benchmarks.models import build_model, max_pool
-from benchmarks.training import RECIPES, num_steps, train
+from benchmarks.learning.data import Dataset, is_prepared, load_dataset
+from benchmarks.learning.models import build_model, max_pool
+from benchmarks.learning.training import RECIPES, num_steps, train
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
 NUM_CLASSES = 10

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.checkpoints import Trained, train_once
 from benchmarks.curvature import timed
-from benchmarks.data import Split
 from benchmarks.evidence import (
     Subject,
     changes,
@@ -23,13 +21,15 @@ from benchmarks.evidence import (
     towards,
 )
 from benchmarks.experiment import TUNING_SEED, tuning_objective
+from benchmarks.learning.checkpoints import Trained, train_once
+from benchmarks.learning.data import Split
+from benchmarks.learning.scenarios import notice, poison
+from benchmarks.learning.settings import Settings
+from benchmarks.learning.training import num_steps
 from benchmarks.metrics import accuracy
 from benchmarks.problems import Problem
 from benchmarks.procedures import PROCEDURES, Trial
-from benchmarks.scenarios import notice, poison
-from benchmarks.settings import Settings
 from benchmarks.tools.records import Record
-from benchmarks.training import num_steps
 
 TRIAL_KEY = ("scenario", "method", "fraction", "budget")
 CELL_KEY = ("scenario", "known", "method", "fraction", "budget", "seed")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sapsel_jax as sap
-from benchmarks.models import Model
+from benchmarks.learning.models import Model
 
 REPEATS = 5
 MICROBATCH = 16

@@ -12,8 +12,8 @@ import jax
 
 import sapsel_jax as sap
 from benchmarks.experiment import Case, tuning_objective
+from benchmarks.learning.models import Model
 from benchmarks.metrics import accuracy
-from benchmarks.models import Model
 from benchmarks.study import Part, load_case
 from benchmarks.tools.records import Record
 from benchmarks.updates import newton_steps

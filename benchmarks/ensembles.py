@@ -13,12 +13,12 @@ import numpy as np
 import optax
 
 import sapsel_jax as sap
-from benchmarks.data import Split
 from benchmarks.experiment import Case, tuning_objective
+from benchmarks.learning.data import Split
+from benchmarks.learning.models import AT_ONCE, Model
+from benchmarks.learning.training import Recipe, shuffled_batches
 from benchmarks.methods import METHODS
 from benchmarks.metrics import accuracy
-from benchmarks.models import AT_ONCE, Model
-from benchmarks.training import Recipe, shuffled_batches
 from benchmarks.updates import UPDATES, Update, as_batch
 
 
@@ -41,7 +41,7 @@ class Evidence(NamedTuple):
 def train_models(
     model: Model, recipe: Recipe, storage: Split, ids: np.ndarray, steps: int, seeds: range
 ) -> Any:
-    """Trains one model for each seed, as `benchmarks.training.train` does, in one program.
+    """Trains one model for each seed, as `benchmarks.learning.training.train` does, in one program.
 
     Args:
       model: the network.

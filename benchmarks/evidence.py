@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import sapsel_jax as sap
-from benchmarks.data import Dataset, Split
+from benchmarks.learning.data import Dataset, Split
+from benchmarks.learning.models import AT_ONCE, Model
+from benchmarks.learning.scenarios import TARGET, Poisoned, add_mark, add_trigger, shift_labels
+from benchmarks.learning.training import compute_logits
 from benchmarks.metrics import (
     accuracies,
     accuracy,
@@ -17,9 +20,6 @@ from benchmarks.metrics import (
     judged_sets,
     towards_retraining,
 )
-from benchmarks.models import AT_ONCE, Model
-from benchmarks.scenarios import TARGET, Poisoned, add_mark, add_trigger, shift_labels
-from benchmarks.training import compute_logits
 from benchmarks.updates import as_batch
 
 MOST = 1_000

@@ -8,7 +8,11 @@ import jax
 import numpy as np
 
 from benchmarks.curvature import gradient_equivalents, timed
-from benchmarks.data import Dataset, Split
+from benchmarks.learning.data import Dataset, Split
+from benchmarks.learning.models import Model
+from benchmarks.learning.scenarios import Poisoned, notice, poison
+from benchmarks.learning.settings import Settings
+from benchmarks.learning.training import num_steps, train
 from benchmarks.methods import METHODS, Material
 from benchmarks.metrics import (
     accuracies,
@@ -18,10 +22,6 @@ from benchmarks.metrics import (
     judged_sets,
     towards_retraining,
 )
-from benchmarks.models import Model
-from benchmarks.scenarios import Poisoned, notice, poison
-from benchmarks.settings import Settings
-from benchmarks.training import num_steps, train
 from benchmarks.updates import (
     REMOVAL_WEIGHT,
     UPDATES,

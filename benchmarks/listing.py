@@ -6,10 +6,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.data import DATASETS, is_prepared
+from benchmarks.learning.data import DATASETS, is_prepared
+from benchmarks.learning.models import MODELS
+from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.methods import METHODS, REFERENCES
-from benchmarks.models import MODELS
-from benchmarks.scenarios import SCENARIOS
 from benchmarks.selections import RANKED, summary
 from benchmarks.updates import STUDIED_UPDATES
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import sapsel_jax as sap
 from benchmarks.curvature import curvature, mean_gradient
-from benchmarks.models import Model
+from benchmarks.learning.models import Model
 
 FLOOR = 1e-8
 """The curvature above which an entry counts as live for `flattest`."""

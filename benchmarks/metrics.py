@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 import sapsel_jax as sap
-from benchmarks.data import Dataset, Split
-from benchmarks.models import Model
-from benchmarks.scenarios import Poisoned
-from benchmarks.training import predict
+from benchmarks.learning.data import Dataset, Split
+from benchmarks.learning.models import Model
+from benchmarks.learning.scenarios import Poisoned
+from benchmarks.learning.training import predict
 
 SMALL_GAP = 0.01
 """Accuracies closer than this, or than two standard errors, leave nothing to recover."""

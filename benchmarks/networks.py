@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.data import load_dataset
-from benchmarks.training import shuffled_batches
+from benchmarks.learning.data import load_dataset
+from benchmarks.learning.training import shuffled_batches
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
 

@@ -18,6 +18,7 @@ from benchmarks.evidence import (
     Subject,
 )
 from benchmarks.experiment import TUNING_SEED
+from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.paper_figures import area_text, figures_table
 from benchmarks.paper_plots import draw_paper
 from benchmarks.paper_summary import (
@@ -37,7 +38,6 @@ from benchmarks.paper_summary import (
 from benchmarks.plots import WORDS
 from benchmarks.problems import CURVATURE_GRADIENTS, curvature_examples
 from benchmarks.procedures import PROCEDURES, PROPOSED
-from benchmarks.scenarios import SCENARIOS
 from benchmarks.tables import (
     NONE,
     markdown_table,

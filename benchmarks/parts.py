@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from benchmarks.settings import Settings
+from benchmarks.learning.settings import Settings
 from benchmarks.study import Part
 
 FRACTIONS = (0.005, 0.01, 0.05, 0.2)

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from benchmarks.experiment import Case
+from benchmarks.learning.scenarios import Poisoned
 from benchmarks.methods import METHODS
-from benchmarks.scenarios import Poisoned
 from benchmarks.summary import Line
 from benchmarks.tables import TITLES, plain_name, short_number
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure

@@ -10,10 +10,10 @@ import optax
 
 import sapsel_jax as sap
 from benchmarks.curvature import mean_gradient
-from benchmarks.data import Split
+from benchmarks.learning.data import Split
+from benchmarks.learning.models import Model
+from benchmarks.learning.training import shuffled_batches
 from benchmarks.methods import METHODS, Material, chance, diagonal, saliency, sharpness, top
-from benchmarks.models import Model
-from benchmarks.training import shuffled_batches
 from benchmarks.updates import REMOVAL_WEIGHT, as_batch
 
 CURVATURE_GRADIENTS = 6

@@ -24,8 +24,8 @@ from benchmarks.baselines import (
     scrub_loss,
     sharpness_aware,
 )
-from benchmarks.data import Split
-from benchmarks.models import Model
+from benchmarks.learning.data import Split
+from benchmarks.learning.models import Model
 from benchmarks.problems import SELECTIONS, Problem
 from benchmarks.updates import (
     PRODUCT_GRADIENTS,

@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks.cases import Case, speed_cases
 from benchmarks.contenders import Contender, own_contenders
+from benchmarks.learning.settings import command_line
 from benchmarks.oracle import Truth, find_truth, objection, quality, stacked
 from benchmarks.peers import jax_peers
-from benchmarks.settings import command_line
 from benchmarks.speed_plots import draw_errors, draw_speed
 from benchmarks.speed_report import put_into_page, report, summary_table, terminal_table
 from benchmarks.tables import wide_console

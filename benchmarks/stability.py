@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 import sapsel_jax as sap
-from benchmarks.data import Split
 from benchmarks.experiment import Case
-from benchmarks.models import Model
+from benchmarks.learning.data import Split
+from benchmarks.learning.models import Model
 from benchmarks.selections import PER_LEAF, RANKED, SCORES, Evidence, gather, score_all
 from benchmarks.study import Part, load_case
 from benchmarks.tools.records import Record

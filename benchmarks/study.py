@@ -16,6 +16,7 @@ from benchmarks.experiment import (
     retrain,
     tuning_objective,
 )
+from benchmarks.learning.settings import Settings
 from benchmarks.metrics import (
     accuracy,
     count_changed,
@@ -24,7 +25,6 @@ from benchmarks.metrics import (
     towards_retraining,
 )
 from benchmarks.selections import Gathered, gather, make_masks, mask_names, needs
-from benchmarks.settings import Settings
 from benchmarks.tools.records import Record
 from benchmarks.updates import STUDIED_UPDATES
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import sapsel_jax as sap
 from benchmarks.experiment import TUNING_SEED, compare, count_work
+from benchmarks.learning.settings import Settings, command_line
 from benchmarks.plots import draw_all
 from benchmarks.report import write_report
-from benchmarks.settings import Settings, command_line
 from benchmarks.summary import summarise
 from benchmarks.tables import rich_table, wide_console
 from benchmarks.tools.folders import result_folder, write_jsonl, write_params

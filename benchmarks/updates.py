@@ -9,9 +9,9 @@ import numpy as np
 import optax
 
 import sapsel_jax as sap
-from benchmarks.data import Split
-from benchmarks.models import Model, cross_entropy
-from benchmarks.training import shuffled_batches
+from benchmarks.learning.data import Split
+from benchmarks.learning.models import Model, cross_entropy
+from benchmarks.learning.training import shuffled_batches
 
 MICROBATCH = 1_000
 SOLVER = sap.conjugate_gradient(tolerance=1e-2, max_iterations=100)

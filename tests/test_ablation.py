@@ -8,13 +8,13 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.ablation import Ablation
-from benchmarks.data import Dataset, Split
 from benchmarks.experiment import make_case
 from benchmarks.findings import figure, find
-from benchmarks.models import build_model
-from benchmarks.scenarios import SCENARIOS, notice, poison
+from benchmarks.learning.data import Dataset, Split
+from benchmarks.learning.models import build_model
+from benchmarks.learning.scenarios import SCENARIOS, notice, poison
+from benchmarks.learning.settings import Settings
 from benchmarks.selections import LIKE, RANKED, Evidence, make_masks, mask_names, needs, summary
-from benchmarks.settings import Settings
 from benchmarks.stability import UNDAMPED, measure_stability, rescale
 from benchmarks.study import Part
 from benchmarks.tools.errors import UsageError

@@ -19,13 +19,13 @@ from benchmarks.baselines import (
     sharpness_aware,
     teacher_outputs,
 )
-from benchmarks.data import Split
+from benchmarks.learning.data import Split
+from benchmarks.learning.scenarios import SCENARIOS, poison
+from benchmarks.learning.settings import Settings
+from benchmarks.learning.training import train
 from benchmarks.metrics import count_changed, count_entries
 from benchmarks.problems import SELECTIONS, Problem
 from benchmarks.procedures import PROCEDURES
-from benchmarks.scenarios import SCENARIOS, poison
-from benchmarks.settings import Settings
-from benchmarks.training import train
 from benchmarks.updates import as_batch, mix_batches
 
 

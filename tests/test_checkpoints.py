@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-import benchmarks.checkpoints as checkpoints
-from benchmarks.checkpoints import train_once, training_hash
-from benchmarks.data import Split
-from benchmarks.models import build_model
-from benchmarks.training import Recipe
+import benchmarks.learning.checkpoints as checkpoints
+from benchmarks.learning.checkpoints import train_once, training_hash
+from benchmarks.learning.data import Split
+from benchmarks.learning.models import build_model
+from benchmarks.learning.training import Recipe
 
 MODEL = build_model("mlp", dataset="digits", image_shape=(8, 8, 1), num_classes=10)
 RECIPE = Recipe(epochs=1, batch_size=4, learning_rate=1e-3)

@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from benchmarks.data import is_prepared, load_dataset
+from benchmarks.learning.data import is_prepared, load_dataset
 from benchmarks.tools.errors import UsageError
 
 

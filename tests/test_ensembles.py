@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.ensembles import evidence, margins, train_models
-from benchmarks.models import build_model
-from benchmarks.settings import Settings
-from benchmarks.training import RECIPES, train
+from benchmarks.learning.models import build_model
+from benchmarks.learning.settings import Settings
+from benchmarks.learning.training import RECIPES, train
 
 
 @pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])

@@ -10,8 +10,8 @@ from jax import lax
 
 import sapsel_jax as sap
 from benchmarks.curvature import curvature, estimator
-from benchmarks.models import MODELS, build_model, convolve
-from benchmarks.training import RECIPES, predict
+from benchmarks.learning.models import MODELS, build_model, convolve
+from benchmarks.learning.training import RECIPES, predict
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -13,10 +13,10 @@ import benchmarks.contest as contest_module
 import benchmarks.paper
 from benchmarks.__main__ import main
 from benchmarks.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest, tune
+from benchmarks.learning.settings import Settings
 from benchmarks.paper import Paper
 from benchmarks.paper_summary import against_rivals, best_rival, gap_of, reached, standings
 from benchmarks.procedures import PROCEDURES, PROPOSED
-from benchmarks.settings import Settings
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.records import Record
 

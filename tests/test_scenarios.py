@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.data import Dataset, Split
-from benchmarks.scenarios import SCENARIOS, TARGET, add_mark, poison
+from benchmarks.learning.data import Dataset, Split
+from benchmarks.learning.scenarios import SCENARIOS, TARGET, add_mark, poison
 from benchmarks.tools.errors import UsageError
 
 SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]

@@ -16,12 +16,12 @@ from trees import changed_bits
 import benchmarks.unlearn
 import sapsel_jax as sap
 from benchmarks.__main__ import main
-from benchmarks.data import Split
 from benchmarks.experiment import tuning_objective
+from benchmarks.learning.data import Split
+from benchmarks.learning.scenarios import SCENARIOS
+from benchmarks.learning.settings import Settings
 from benchmarks.methods import METHODS
 from benchmarks.metrics import accuracy
-from benchmarks.scenarios import SCENARIOS
-from benchmarks.settings import Settings
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.folders import result_folder
 from benchmarks.unlearn import Unlearn

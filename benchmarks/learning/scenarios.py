@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.data import Dataset, Split
+from benchmarks.learning.data import Dataset, Split
 from benchmarks.tools.errors import check_choice
 
 TARGET = 0

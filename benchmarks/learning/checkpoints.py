@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from benchmarks.curvature import timed
-from benchmarks.data import Split
-from benchmarks.models import Model
+from benchmarks.learning.data import Split
+from benchmarks.learning.models import Model
+from benchmarks.learning.training import Recipe, train
 from benchmarks.tools.folders import leaves_by_path
-from benchmarks.training import Recipe, train
 
 SECONDS = "seconds of training"
 

@@ -4,11 +4,11 @@ import shlex
 import sys
 from dataclasses import dataclass
 
-from benchmarks.data import DATASETS, Dataset, load_dataset
-from benchmarks.models import MODELS, Model, build_model
-from benchmarks.scenarios import SCENARIOS
+from benchmarks.learning.data import DATASETS, Dataset, load_dataset
+from benchmarks.learning.models import MODELS, Model, build_model
+from benchmarks.learning.scenarios import SCENARIOS
+from benchmarks.learning.training import RECIPES, Recipe
 from benchmarks.tools.errors import UsageError, check_at_least, check_choice, check_share
-from benchmarks.training import RECIPES, Recipe
 
 
 @dataclass(frozen=True)

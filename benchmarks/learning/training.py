@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.data import Split
-from benchmarks.models import Model
+from benchmarks.learning.data import Split
+from benchmarks.learning.models import Model
 
 
 class Recipe(NamedTuple):

@@ -1,0 +1,1 @@
+"""Data sets, scenarios, models and their training."""
