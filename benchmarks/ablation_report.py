@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from benchmarks.ablation_sections import defaults_section, stability_section
 from benchmarks.experiment import TUNING_SEED
 from benchmarks.findings import Comparison, Findings
+from benchmarks.measures.summary import ACCURACIES
 from benchmarks.selections import LIKE, PER_LEAF, RANKED, summary
 from benchmarks.stability import FRACTION
 from benchmarks.study import Part
-from benchmarks.summary import ACCURACIES
 from benchmarks.tables import (
     SHORT_TITLES,
     markdown_table,

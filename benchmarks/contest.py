@@ -26,7 +26,7 @@ from benchmarks.learning.data import Split
 from benchmarks.learning.scenarios import notice, poison
 from benchmarks.learning.settings import Settings
 from benchmarks.learning.training import num_steps
-from benchmarks.metrics import accuracy
+from benchmarks.measures.metrics import accuracy
 from benchmarks.problems import Problem
 from benchmarks.procedures import PROCEDURES, Trial
 from benchmarks.tools.records import Record

@@ -13,7 +13,7 @@ import jax
 import sapsel_jax as sap
 from benchmarks.experiment import Case, tuning_objective
 from benchmarks.learning.models import Model
-from benchmarks.metrics import accuracy
+from benchmarks.measures.metrics import accuracy
 from benchmarks.study import Part, load_case
 from benchmarks.tools.records import Record
 from benchmarks.updates import newton_steps

@@ -17,8 +17,8 @@ from benchmarks.experiment import Case, tuning_objective
 from benchmarks.learning.data import Split
 from benchmarks.learning.models import AT_ONCE, Model
 from benchmarks.learning.training import Recipe, shuffled_batches
+from benchmarks.measures.metrics import accuracy
 from benchmarks.methods import METHODS
-from benchmarks.metrics import accuracy
 from benchmarks.updates import UPDATES, Update, as_batch
 
 

@@ -12,7 +12,7 @@ from benchmarks.learning.data import Dataset, Split
 from benchmarks.learning.models import AT_ONCE, Model
 from benchmarks.learning.scenarios import TARGET, Poisoned, add_mark, add_trigger, shift_labels
 from benchmarks.learning.training import compute_logits
-from benchmarks.metrics import (
+from benchmarks.measures.metrics import (
     accuracies,
     accuracy,
     count_changed,

@@ -13,8 +13,7 @@ from benchmarks.learning.models import Model
 from benchmarks.learning.scenarios import Poisoned, notice, poison
 from benchmarks.learning.settings import Settings
 from benchmarks.learning.training import num_steps, train
-from benchmarks.methods import METHODS, Material
-from benchmarks.metrics import (
+from benchmarks.measures.metrics import (
     accuracies,
     accuracy,
     count_changed,
@@ -22,6 +21,7 @@ from benchmarks.metrics import (
     judged_sets,
     towards_retraining,
 )
+from benchmarks.methods import METHODS, Material
 from benchmarks.updates import (
     REMOVAL_WEIGHT,
     UPDATES,

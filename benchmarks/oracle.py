@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import sapsel_jax as sap
 from benchmarks.cases import Case
 from benchmarks.contenders import by_basis_vectors
-from benchmarks.estimates import flat, rank_correlation, relative_error
+from benchmarks.measures.diagonals import flat, rank_correlation, relative_error
 from benchmarks.tools.errors import UsageError
 
 CHECKED = 6

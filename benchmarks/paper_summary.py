@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.contest import REFERENCES, Arm
-from benchmarks.metrics import SMALL_GAP
+from benchmarks.measures.metrics import SMALL_GAP
+from benchmarks.measures.summary import Line, summarise
 from benchmarks.procedures import PROCEDURES, PROPOSED
-from benchmarks.summary import Line, summarise
 from benchmarks.tools.statistics import Interval, PairedDifference, holm, interval, paired_test
 
 Rows = Sequence[dict[str, Any]]

@@ -15,9 +15,9 @@ from rich.table import Table
 
 import sapsel_jax as sap
 from benchmarks.block_rules import WITHOUT, matters
-from benchmarks.estimates import captured, flat, gradient_equivalents, overlaps, quality
 from benchmarks.learning.data import is_prepared
 from benchmarks.learning.settings import command_line
+from benchmarks.measures.diagonals import captured, flat, gradient_equivalents, overlaps, quality
 from benchmarks.networks import NETWORKS, Trained, mlp, resnet, trained, transformer
 from benchmarks.propagation_report import draw, quality_table, report
 from benchmarks.tables import wide_console

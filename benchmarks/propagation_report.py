@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import matplotlib.ticker
 
-from benchmarks.estimates import FRACTIONS
+from benchmarks.measures.diagonals import FRACTIONS
 from benchmarks.tables import markdown_table
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 

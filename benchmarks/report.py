@@ -8,8 +8,8 @@ from pathlib import Path
 from benchmarks.curvature import estimator
 from benchmarks.experiment import SHIPPED, TUNING_SEED, Comparison
 from benchmarks.learning.scenarios import SCENARIOS
+from benchmarks.measures.summary import ACCURACIES, Line, paired_difference, summarise
 from benchmarks.methods import METHODS, REFERENCES
-from benchmarks.summary import ACCURACIES, Line, paired_difference, summarise
 from benchmarks.tables import (
     TITLES,
     cells,

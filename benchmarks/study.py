@@ -17,7 +17,7 @@ from benchmarks.experiment import (
     tuning_objective,
 )
 from benchmarks.learning.settings import Settings
-from benchmarks.metrics import (
+from benchmarks.measures.metrics import (
     accuracy,
     count_changed,
     count_entries,

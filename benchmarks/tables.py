@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.summary import Line
+from benchmarks.measures.summary import Line
 from benchmarks.tools.statistics import Interval
 
 TITLES = {

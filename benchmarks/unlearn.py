@@ -7,9 +7,9 @@ from pathlib import Path
 import sapsel_jax as sap
 from benchmarks.experiment import TUNING_SEED, compare, count_work
 from benchmarks.learning.settings import Settings, command_line
+from benchmarks.measures.summary import summarise
 from benchmarks.plots import draw_all
 from benchmarks.report import write_report
-from benchmarks.summary import summarise
 from benchmarks.tables import rich_table, wide_console
 from benchmarks.tools.folders import result_folder, write_jsonl, write_params
 from benchmarks.tools.progress import progress_bar

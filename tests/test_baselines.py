@@ -23,7 +23,7 @@ from benchmarks.learning.data import Split
 from benchmarks.learning.scenarios import SCENARIOS, poison
 from benchmarks.learning.settings import Settings
 from benchmarks.learning.training import train
-from benchmarks.metrics import count_changed, count_entries
+from benchmarks.measures.metrics import count_changed, count_entries
 from benchmarks.problems import SELECTIONS, Problem
 from benchmarks.procedures import PROCEDURES
 from benchmarks.updates import as_batch, mix_batches

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.metrics import count_changed, count_entries, recovery
-from benchmarks.summary import paired_difference, summarise
+from benchmarks.measures.metrics import count_changed, count_entries, recovery
+from benchmarks.measures.summary import paired_difference, summarise
 
 
 def test_recovery_is_the_share_of_the_gap():

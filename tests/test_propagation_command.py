@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.block_rules import matters
-from benchmarks.estimates import captured, overlaps, quality
+from benchmarks.measures.diagonals import captured, overlaps, quality
 from benchmarks.networks import mlp
 from benchmarks.propagation import Propagation
 from benchmarks.propagation_report import GOALS, quality_table

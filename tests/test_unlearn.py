@@ -20,8 +20,8 @@ from benchmarks.experiment import tuning_objective
 from benchmarks.learning.data import Split
 from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.learning.settings import Settings
+from benchmarks.measures.metrics import accuracy
 from benchmarks.methods import METHODS
-from benchmarks.metrics import accuracy
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.folders import result_folder
 from benchmarks.unlearn import Unlearn

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.metrics import ACCURACIES
+from benchmarks.measures.metrics import ACCURACIES
 from benchmarks.tools.statistics import Interval, interval
 
 
