@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from benchmarks.findings import Comparison, Findings
+from benchmarks.methods.rankings import LIKE, RANKED
 from benchmarks.plots import COLOURS
-from benchmarks.selections import LIKE, RANKED
 from benchmarks.tables import SHORT_TITLES, TITLES, plain_name
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.statistics import Interval

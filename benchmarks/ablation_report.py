@@ -9,7 +9,8 @@ from benchmarks.ablation_sections import defaults_section, stability_section
 from benchmarks.experiment import TUNING_SEED
 from benchmarks.findings import Comparison, Findings
 from benchmarks.measures.summary import ACCURACIES
-from benchmarks.selections import LIKE, PER_LEAF, RANKED, summary
+from benchmarks.methods.rankings import LIKE, PER_LEAF, RANKED, summary
+from benchmarks.methods.updates import STUDIED_UPDATES
 from benchmarks.stability import FRACTION
 from benchmarks.study import Part
 from benchmarks.tables import (
@@ -20,7 +21,6 @@ from benchmarks.tables import (
     short_number,
 )
 from benchmarks.tools.statistics import Interval
-from benchmarks.updates import STUDIED_UPDATES
 
 
 class Study(NamedTuple):

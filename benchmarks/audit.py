@@ -10,11 +10,11 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from benchmarks.curvature import timed
 from benchmarks.ensembles import evidence, margins, train_models, tune, unlearn_models
 from benchmarks.experiment import TUNING_SEED, Case, make_case
 from benchmarks.learning.settings import Settings, command_line
-from benchmarks.methods import METHODS
+from benchmarks.methods.curvature import timed
+from benchmarks.methods.masks import METHODS
 from benchmarks.tables import markdown_table, plain_name, wide_console
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_choice

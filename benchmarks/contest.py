@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.curvature import timed
 from benchmarks.evidence import (
     Subject,
     changes,
@@ -27,6 +26,7 @@ from benchmarks.learning.scenarios import notice, poison
 from benchmarks.learning.settings import Settings
 from benchmarks.learning.training import num_steps
 from benchmarks.measures.metrics import accuracy
+from benchmarks.methods.curvature import timed
 from benchmarks.problems import Problem
 from benchmarks.procedures import PROCEDURES, Trial
 from benchmarks.tools.records import Record

@@ -14,9 +14,9 @@ import sapsel_jax as sap
 from benchmarks.experiment import Case, tuning_objective
 from benchmarks.learning.models import Model
 from benchmarks.measures.metrics import accuracy
+from benchmarks.methods.updates import newton_steps
 from benchmarks.study import Part, load_case
 from benchmarks.tools.records import Record
-from benchmarks.updates import newton_steps
 
 DEFAULTS_SEEDS = 5
 

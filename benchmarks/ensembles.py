@@ -18,8 +18,8 @@ from benchmarks.learning.data import Split
 from benchmarks.learning.models import AT_ONCE, Model
 from benchmarks.learning.training import Recipe, shuffled_batches
 from benchmarks.measures.metrics import accuracy
-from benchmarks.methods import METHODS
-from benchmarks.updates import UPDATES, Update, as_batch
+from benchmarks.methods.masks import METHODS
+from benchmarks.methods.updates import UPDATES, Update, as_batch
 
 
 class Evidence(NamedTuple):

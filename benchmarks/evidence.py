@@ -20,7 +20,7 @@ from benchmarks.measures.metrics import (
     judged_sets,
     towards_retraining,
 )
-from benchmarks.updates import as_batch
+from benchmarks.methods.updates import as_batch
 
 MOST = 1_000
 """Examples of a set, where a sample of it will do."""

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.curvature import gradient_equivalents, timed
 from benchmarks.learning.data import Dataset, Split
 from benchmarks.learning.models import Model
 from benchmarks.learning.scenarios import Poisoned, notice, poison
@@ -21,8 +20,9 @@ from benchmarks.measures.metrics import (
     judged_sets,
     towards_retraining,
 )
-from benchmarks.methods import METHODS, Material
-from benchmarks.updates import (
+from benchmarks.methods.curvature import gradient_equivalents, timed
+from benchmarks.methods.masks import METHODS, Material
+from benchmarks.methods.updates import (
     REMOVAL_WEIGHT,
     UPDATES,
     Corrections,

@@ -7,9 +7,9 @@ accuracy, accuracy on the corrected examples and, where there is an attack, the 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.selections import LIKE, RANKED
+from benchmarks.methods.rankings import LIKE, RANKED
+from benchmarks.methods.updates import STUDIED_UPDATES
 from benchmarks.tools.statistics import Interval, PairedDifference, holm, interval, paired_test
-from benchmarks.updates import STUDIED_UPDATES
 
 ALPHA = 0.05
 """What a corrected p value has to be below."""

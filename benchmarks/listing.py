@@ -9,9 +9,9 @@ from rich.table import Table
 from benchmarks.learning.data import DATASETS, is_prepared
 from benchmarks.learning.models import MODELS
 from benchmarks.learning.scenarios import SCENARIOS
-from benchmarks.methods import METHODS, REFERENCES
-from benchmarks.selections import RANKED, summary
-from benchmarks.updates import STUDIED_UPDATES
+from benchmarks.methods.masks import METHODS, REFERENCES
+from benchmarks.methods.rankings import RANKED, summary
+from benchmarks.methods.updates import STUDIED_UPDATES
 
 
 @dataclass(frozen=True)

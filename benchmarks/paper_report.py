@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contest import REFERENCES, Arm, Contest, make_subject
-from benchmarks.curvature import estimator, gradient_equivalents
 from benchmarks.evidence import (
     HELD_SHARE,
     RELEARNING_BATCH,
@@ -19,6 +18,8 @@ from benchmarks.evidence import (
 )
 from benchmarks.experiment import TUNING_SEED
 from benchmarks.learning.scenarios import SCENARIOS
+from benchmarks.methods.curvature import estimator, gradient_equivalents
+from benchmarks.methods.updates import as_batch
 from benchmarks.paper_figures import area_text, figures_table
 from benchmarks.paper_plots import draw_paper
 from benchmarks.paper_summary import (
@@ -48,7 +49,6 @@ from benchmarks.tables import (
 )
 from benchmarks.tools.page import write_page
 from benchmarks.tools.statistics import Interval
-from benchmarks.updates import as_batch
 
 
 def write_paper(folder: Path, contest: Contest, trials: Rows, rows: Rows, command: str) -> None:

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from benchmarks.experiment import Case
 from benchmarks.learning.scenarios import Poisoned
 from benchmarks.measures.summary import Line
-from benchmarks.methods import METHODS
+from benchmarks.methods.masks import METHODS
 from benchmarks.tables import TITLES, plain_name, short_number
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 

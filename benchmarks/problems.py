@@ -9,12 +9,12 @@ import numpy as np
 import optax
 
 import sapsel_jax as sap
-from benchmarks.curvature import mean_gradient
 from benchmarks.learning.data import Split
 from benchmarks.learning.models import Model
 from benchmarks.learning.training import shuffled_batches
-from benchmarks.methods import METHODS, Material, chance, diagonal, saliency, sharpness, top
-from benchmarks.updates import REMOVAL_WEIGHT, as_batch
+from benchmarks.methods.curvature import mean_gradient
+from benchmarks.methods.masks import METHODS, Material, chance, diagonal, saliency, sharpness, top
+from benchmarks.methods.updates import REMOVAL_WEIGHT, as_batch
 
 CURVATURE_GRADIENTS = 6
 """What an exact diagonal is counted as, in gradient equivalents; the report shows a measurement."""

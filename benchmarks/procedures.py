@@ -26,14 +26,14 @@ from benchmarks.baselines import (
 )
 from benchmarks.learning.data import Split
 from benchmarks.learning.models import Model
-from benchmarks.problems import SELECTIONS, Problem
-from benchmarks.updates import (
+from benchmarks.methods.updates import (
     PRODUCT_GRADIENTS,
     as_batch,
     first_order_step,
     mix_batches,
     newton_steps,
 )
+from benchmarks.problems import SELECTIONS, Problem
 
 FISHER_GRADIENTS = 2
 """What an empirical Fisher diagonal is counted as, in gradient equivalents."""

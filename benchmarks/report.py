@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.curvature import estimator
 from benchmarks.experiment import SHIPPED, TUNING_SEED, Comparison
 from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.measures.summary import ACCURACIES, Line, paired_difference, summarise
-from benchmarks.methods import METHODS, REFERENCES
+from benchmarks.methods.curvature import estimator
+from benchmarks.methods.masks import METHODS, REFERENCES
+from benchmarks.methods.updates import UPDATES
 from benchmarks.tables import (
     TITLES,
     cells,
@@ -22,7 +23,6 @@ from benchmarks.tables import (
     towards_retraining,
 )
 from benchmarks.tools.page import write_page
-from benchmarks.updates import UPDATES
 
 CAPTIONS = {
     "recovery.png": "Up and to the left is better.",

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.curvature import gradient_equivalents, timed
 from benchmarks.experiment import (
     TUNING_SEED,
     Case,
@@ -24,9 +23,10 @@ from benchmarks.measures.metrics import (
     judged_sets,
     towards_retraining,
 )
-from benchmarks.selections import Gathered, gather, make_masks, mask_names, needs
+from benchmarks.methods.curvature import gradient_equivalents, timed
+from benchmarks.methods.rankings import Gathered, gather, make_masks, mask_names, needs
+from benchmarks.methods.updates import STUDIED_UPDATES
 from benchmarks.tools.records import Record
-from benchmarks.updates import STUDIED_UPDATES
 
 TRIAL_KEY = ("part", "method", "fraction", "update")
 CELL_KEY = (*TRIAL_KEY, "seed")

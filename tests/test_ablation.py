@@ -14,13 +14,21 @@ from benchmarks.learning.data import Dataset, Split
 from benchmarks.learning.models import build_model
 from benchmarks.learning.scenarios import SCENARIOS, notice, poison
 from benchmarks.learning.settings import Settings
-from benchmarks.selections import LIKE, RANKED, Evidence, make_masks, mask_names, needs, summary
+from benchmarks.methods.rankings import (
+    LIKE,
+    RANKED,
+    Evidence,
+    make_masks,
+    mask_names,
+    needs,
+    summary,
+)
+from benchmarks.methods.updates import STUDIED_UPDATES, make_batches
 from benchmarks.stability import UNDAMPED, measure_stability, rescale
 from benchmarks.study import Part
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.records import Record
 from benchmarks.tools.statistics import holm, paired_test
-from benchmarks.updates import STUDIED_UPDATES, make_batches
 
 
 def digits_model(name):

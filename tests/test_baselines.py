@@ -24,9 +24,9 @@ from benchmarks.learning.scenarios import SCENARIOS, poison
 from benchmarks.learning.settings import Settings
 from benchmarks.learning.training import train
 from benchmarks.measures.metrics import count_changed, count_entries
+from benchmarks.methods.updates import as_batch, mix_batches
 from benchmarks.problems import SELECTIONS, Problem
 from benchmarks.procedures import PROCEDURES
-from benchmarks.updates import as_batch, mix_batches
 
 
 def bits(leaf):

@@ -9,9 +9,9 @@ import pytest
 from jax import lax
 
 import sapsel_jax as sap
-from benchmarks.curvature import curvature, estimator
 from benchmarks.learning.models import MODELS, build_model, convolve
 from benchmarks.learning.training import RECIPES, predict
+from benchmarks.methods.curvature import curvature, estimator
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.curvature import timed
 from benchmarks.learning.data import Split
 from benchmarks.learning.models import Model
 from benchmarks.learning.training import Recipe, train
+from benchmarks.methods.curvature import timed
 from benchmarks.tools.folders import leaves_by_path
 
 SECONDS = "seconds of training"

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 import sapsel_jax as sap
-from benchmarks.curvature import curvature, mean_gradient
 from benchmarks.learning.models import Model
+from benchmarks.methods.curvature import curvature, mean_gradient
 
 FLOOR = 1e-8
 """The curvature above which an entry counts as live for `flattest`."""

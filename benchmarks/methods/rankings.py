@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 import sapsel_jax as sap
-from benchmarks.curvature import curvature, mean_gradient, timed
 from benchmarks.learning.models import Model
-from benchmarks.methods import FLOOR
+from benchmarks.methods.curvature import curvature, mean_gradient, timed
+from benchmarks.methods.masks import FLOOR
 
 DAMPING = 1e-3
 """Added to curvature and Fisher diagonals where a score divides by them."""
