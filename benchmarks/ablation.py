@@ -15,9 +15,9 @@ from benchmarks.findings import find
 from benchmarks.learning.data import is_prepared
 from benchmarks.learning.settings import command_line
 from benchmarks.parts import FRACTIONS, study_parts
+from benchmarks.reporting.tables import wide_console
 from benchmarks.stability import FRACTION, KINDS, STABILITY_KEY, count_stability, measure_stability
 from benchmarks.study import CELL_KEY, TRIAL_KEY, Part, count_work, measure_part
-from benchmarks.tables import wide_console
 from benchmarks.tools.errors import check_at_least, check_choice, check_share
 from benchmarks.tools.page import write_page
 from benchmarks.tools.progress import progress_bar

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from benchmarks.findings import Comparison, Findings
 from benchmarks.methods.rankings import LIKE, RANKED
 from benchmarks.plots import COLOURS
-from benchmarks.tables import SHORT_TITLES, TITLES, plain_name
+from benchmarks.reporting.tables import SHORT_TITLES, TITLES, plain_name
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.statistics import Interval
 

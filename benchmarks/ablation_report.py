@@ -11,15 +11,15 @@ from benchmarks.findings import Comparison, Findings
 from benchmarks.measures.summary import ACCURACIES
 from benchmarks.methods.rankings import LIKE, PER_LEAF, RANKED, summary
 from benchmarks.methods.updates import STUDIED_UPDATES
-from benchmarks.stability import FRACTION
-from benchmarks.study import Part
-from benchmarks.tables import (
+from benchmarks.reporting.tables import (
     SHORT_TITLES,
     markdown_table,
     percent,
     plain_name,
     short_number,
 )
+from benchmarks.stability import FRACTION
+from benchmarks.study import Part
 from benchmarks.tools.statistics import Interval
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.defaults import BASE, GROUPS, Variant
+from benchmarks.reporting.tables import NONE, markdown_table, percent, plain_name
 from benchmarks.stability import FRACTION, KINDS
 from benchmarks.study import Part
-from benchmarks.tables import NONE, markdown_table, percent, plain_name
 from benchmarks.tools.statistics import Interval, interval
 
 

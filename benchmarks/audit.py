@@ -15,7 +15,7 @@ from benchmarks.experiment import TUNING_SEED, Case, make_case
 from benchmarks.learning.settings import Settings, command_line
 from benchmarks.methods.curvature import timed
 from benchmarks.methods.masks import METHODS
-from benchmarks.tables import markdown_table, plain_name, wide_console
+from benchmarks.reporting.tables import markdown_table, plain_name, wide_console
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_choice
 from benchmarks.tools.folders import result_folder, write_jsonl

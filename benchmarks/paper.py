@@ -10,7 +10,7 @@ from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.learning.settings import Settings, command_line
 from benchmarks.paper_report import write_paper
 from benchmarks.procedures import PROCEDURES, PROPOSED
-from benchmarks.tables import wide_console
+from benchmarks.reporting.tables import wide_console
 from benchmarks.tools.errors import UsageError, check_at_least, check_choice, check_share
 from benchmarks.tools.progress import progress_bar
 from benchmarks.tools.records import Record, open_folder

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.contest import Arm
 from benchmarks.paper_summary import Rows, Standing, standings
 from benchmarks.plots import WORDS
-from benchmarks.tables import (
+from benchmarks.reporting.tables import (
     NONE,
     markdown_table,
     percent,

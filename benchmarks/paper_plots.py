@@ -11,7 +11,7 @@ from benchmarks.experiment import TUNING_SEED
 from benchmarks.paper_summary import FORGET_MEASURE, OUR_PREFIXES, Rows, of, standing, standings
 from benchmarks.plots import WORDS, draw_images
 from benchmarks.procedures import PROPOSED
-from benchmarks.tables import plain_name
+from benchmarks.reporting.tables import plain_name
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.statistics import interval
 

@@ -39,7 +39,7 @@ from benchmarks.paper_summary import (
 from benchmarks.plots import WORDS
 from benchmarks.problems import CURVATURE_GRADIENTS, curvature_examples
 from benchmarks.procedures import PROCEDURES, PROPOSED
-from benchmarks.tables import (
+from benchmarks.reporting.tables import (
     NONE,
     markdown_table,
     percent,

@@ -13,7 +13,7 @@ from benchmarks.experiment import Case
 from benchmarks.learning.scenarios import Poisoned
 from benchmarks.measures.summary import Line
 from benchmarks.methods.masks import METHODS
-from benchmarks.tables import TITLES, plain_name, short_number
+from benchmarks.reporting.tables import TITLES, plain_name, short_number
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 
 # Okabe and Ito's palette, which is told apart by colour-blind readers too.

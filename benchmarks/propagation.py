@@ -20,7 +20,7 @@ from benchmarks.learning.settings import command_line
 from benchmarks.measures.diagonals import captured, flat, gradient_equivalents, overlaps, quality
 from benchmarks.networks import NETWORKS, Trained, mlp, resnet, trained, transformer
 from benchmarks.propagation_report import draw, quality_table, report
-from benchmarks.tables import wide_console
+from benchmarks.reporting.tables import wide_console
 from benchmarks.tools.errors import check_at_least
 from benchmarks.tools.folders import result_folder, write_jsonl
 from benchmarks.tools.page import write_page

@@ -8,7 +8,7 @@ import jax
 import matplotlib.ticker
 
 from benchmarks.measures.diagonals import FRACTIONS
-from benchmarks.tables import markdown_table
+from benchmarks.reporting.tables import markdown_table
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 
 Row = dict[str, Any]

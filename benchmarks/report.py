@@ -11,7 +11,7 @@ from benchmarks.measures.summary import ACCURACIES, Line, paired_difference, sum
 from benchmarks.methods.curvature import estimator
 from benchmarks.methods.masks import METHODS, REFERENCES
 from benchmarks.methods.updates import UPDATES
-from benchmarks.tables import (
+from benchmarks.reporting.tables import (
     TITLES,
     cells,
     headings,

@@ -16,7 +16,7 @@ from rich.table import Table
 
 import sapsel_jax as sap
 from benchmarks.learning.settings import command_line
-from benchmarks.tables import markdown_table, wide_console
+from benchmarks.reporting.tables import markdown_table, wide_console
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_share
 from benchmarks.tools.folders import result_folder, write_jsonl

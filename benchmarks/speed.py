@@ -14,9 +14,9 @@ from benchmarks.contenders import Contender, own_contenders
 from benchmarks.learning.settings import command_line
 from benchmarks.oracle import Truth, find_truth, objection, quality, stacked
 from benchmarks.peers import jax_peers
+from benchmarks.reporting.tables import wide_console
 from benchmarks.speed_plots import draw_errors, draw_speed
 from benchmarks.speed_report import put_into_page, report, summary_table, terminal_table
-from benchmarks.tables import wide_console
 from benchmarks.tools.errors import UsageError, check_at_least
 from benchmarks.tools.folders import result_folder, write_jsonl
 from benchmarks.tools.page import write_page

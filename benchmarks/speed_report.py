@@ -9,7 +9,7 @@ from rich.table import Table
 
 from benchmarks.contenders import BASIS_ENTRIES
 from benchmarks.oracle import CHECKED, TRUTH_TOLERANCE
-from benchmarks.tables import NONE, markdown_table
+from benchmarks.reporting.tables import NONE, markdown_table
 from benchmarks.tools.errors import UsageError
 from benchmarks.torch_link import RECIPE
 

@@ -10,7 +10,7 @@ from benchmarks.learning.settings import Settings, command_line
 from benchmarks.measures.summary import summarise
 from benchmarks.plots import draw_all
 from benchmarks.report import write_report
-from benchmarks.tables import rich_table, wide_console
+from benchmarks.reporting.tables import rich_table, wide_console
 from benchmarks.tools.folders import result_folder, write_jsonl, write_params
 from benchmarks.tools.progress import progress_bar
 
