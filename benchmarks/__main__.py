@@ -13,7 +13,7 @@ from benchmarks.propagation import Propagation
 from benchmarks.selection import Selection
 from benchmarks.speed import Speed
 from benchmarks.tools.errors import UsageError
-from benchmarks.unlearn import Unlearn
+from benchmarks.unlearn.command import Unlearn
 
 COMMANDS = {
     "unlearn": Unlearn,

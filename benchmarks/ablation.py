@@ -10,7 +10,6 @@ from benchmarks.ablation_plots import draw_gains, draw_recovery, draw_stability
 from benchmarks.ablation_report import Study, study_markdown
 from benchmarks.ablation_sections import mean_overlaps
 from benchmarks.defaults import DEFAULTS_KEY, count_defaults, measure_defaults
-from benchmarks.experiment import TUNING_SEED
 from benchmarks.findings import find
 from benchmarks.learning.data import is_prepared
 from benchmarks.learning.settings import command_line
@@ -22,6 +21,7 @@ from benchmarks.tools.errors import check_at_least, check_choice, check_share
 from benchmarks.tools.page import write_page
 from benchmarks.tools.progress import progress_bar
 from benchmarks.tools.records import Record, open_folder
+from benchmarks.unlearn.comparison import TUNING_SEED
 
 QUICK = {"seeds": 1, "fractions": (0.05,), "curvature_examples": 200}
 QUICK_PART = "digits-label"

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from benchmarks.ablation_sections import defaults_section, stability_section
-from benchmarks.experiment import TUNING_SEED
 from benchmarks.findings import Comparison, Findings
 from benchmarks.measures.summary import ACCURACIES
 from benchmarks.methods.rankings import LIKE, PER_LEAF, RANKED, summary
@@ -21,6 +20,7 @@ from benchmarks.reporting.tables import (
 from benchmarks.stability import FRACTION
 from benchmarks.study import Part
 from benchmarks.tools.statistics import Interval
+from benchmarks.unlearn.comparison import TUNING_SEED
 
 
 class Study(NamedTuple):

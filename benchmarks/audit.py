@@ -11,7 +11,6 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.ensembles import evidence, margins, train_models, tune, unlearn_models
-from benchmarks.experiment import TUNING_SEED, Case, make_case
 from benchmarks.learning.settings import Settings, command_line
 from benchmarks.methods.curvature import timed
 from benchmarks.methods.masks import METHODS
@@ -20,6 +19,7 @@ from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_choice
 from benchmarks.tools.folders import result_folder, write_jsonl
 from benchmarks.tools.page import write_page
+from benchmarks.unlearn.comparison import TUNING_SEED, Case, make_case
 
 UPDATE = "iterative"
 FIGURES = ("klom_median", "klom_95", "lira_accuracy", "lira_95")

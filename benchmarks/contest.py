@@ -19,7 +19,6 @@ from benchmarks.evidence import (
     relearning_counts,
     towards,
 )
-from benchmarks.experiment import TUNING_SEED, tuning_objective
 from benchmarks.learning.checkpoints import Trained, train_once
 from benchmarks.learning.data import Split
 from benchmarks.learning.scenarios import notice, poison
@@ -30,6 +29,7 @@ from benchmarks.methods.curvature import timed
 from benchmarks.problems import Problem
 from benchmarks.procedures import PROCEDURES, Trial
 from benchmarks.tools.records import Record
+from benchmarks.unlearn.comparison import TUNING_SEED, tuning_objective
 
 TRIAL_KEY = ("scenario", "method", "fraction", "budget")
 CELL_KEY = ("scenario", "known", "method", "fraction", "budget", "seed")

@@ -13,13 +13,13 @@ import numpy as np
 import optax
 
 import sapsel_jax as sap
-from benchmarks.experiment import Case, tuning_objective
 from benchmarks.learning.data import Split
 from benchmarks.learning.models import AT_ONCE, Model
 from benchmarks.learning.training import Recipe, shuffled_batches
 from benchmarks.measures.metrics import accuracy
 from benchmarks.methods.masks import METHODS
 from benchmarks.methods.updates import UPDATES, Update, as_batch
+from benchmarks.unlearn.comparison import Case, tuning_objective
 
 
 class Evidence(NamedTuple):

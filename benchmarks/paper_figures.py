@@ -5,7 +5,6 @@ from typing import Any
 
 from benchmarks.contest import Arm
 from benchmarks.paper_summary import Rows, Standing, standings
-from benchmarks.plots import WORDS
 from benchmarks.reporting.tables import (
     NONE,
     markdown_table,
@@ -15,6 +14,7 @@ from benchmarks.reporting.tables import (
     towards_retraining,
 )
 from benchmarks.tools.statistics import Interval
+from benchmarks.unlearn.plots import WORDS
 
 
 def figures_table(rows: Rows, scenario: str, arms: Sequence[Arm]) -> str:

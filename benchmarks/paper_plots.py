@@ -7,13 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.contest import REFERENCES, Arm, Contest, make_subject
-from benchmarks.experiment import TUNING_SEED
 from benchmarks.paper_summary import FORGET_MEASURE, OUR_PREFIXES, Rows, of, standing, standings
-from benchmarks.plots import WORDS, draw_images
 from benchmarks.procedures import PROPOSED
 from benchmarks.reporting.tables import plain_name
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.statistics import interval
+from benchmarks.unlearn.comparison import TUNING_SEED
+from benchmarks.unlearn.plots import WORDS, draw_images
 
 OURS, SHARPEST, OTHERS = "#D55E00", "#009E73", "#0072B2"
 CURVES = {

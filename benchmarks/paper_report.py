@@ -16,7 +16,6 @@ from benchmarks.evidence import (
     STEP_SIZES,
     Subject,
 )
-from benchmarks.experiment import TUNING_SEED
 from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.methods.curvature import estimator, gradient_equivalents
 from benchmarks.methods.updates import as_batch
@@ -36,7 +35,6 @@ from benchmarks.paper_summary import (
     standing,
     standings,
 )
-from benchmarks.plots import WORDS
 from benchmarks.problems import CURVATURE_GRADIENTS, curvature_examples
 from benchmarks.procedures import PROCEDURES, PROPOSED
 from benchmarks.reporting.tables import (
@@ -49,6 +47,8 @@ from benchmarks.reporting.tables import (
 )
 from benchmarks.tools.page import write_page
 from benchmarks.tools.statistics import Interval
+from benchmarks.unlearn.comparison import TUNING_SEED
+from benchmarks.unlearn.plots import WORDS
 
 
 def write_paper(folder: Path, contest: Contest, trials: Rows, rows: Rows, command: str) -> None:

@@ -7,14 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.experiment import (
-    TUNING_SEED,
-    Case,
-    evaluate,
-    make_case,
-    retrain,
-    tuning_objective,
-)
 from benchmarks.learning.settings import Settings
 from benchmarks.measures.metrics import (
     accuracy,
@@ -27,6 +19,14 @@ from benchmarks.methods.curvature import gradient_equivalents, timed
 from benchmarks.methods.rankings import Gathered, gather, make_masks, mask_names, needs
 from benchmarks.methods.updates import STUDIED_UPDATES
 from benchmarks.tools.records import Record
+from benchmarks.unlearn.comparison import (
+    TUNING_SEED,
+    Case,
+    evaluate,
+    make_case,
+    retrain,
+    tuning_objective,
+)
 
 TRIAL_KEY = ("part", "method", "fraction", "update")
 CELL_KEY = (*TRIAL_KEY, "seed")

@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.ablation import Ablation
-from benchmarks.experiment import make_case
 from benchmarks.findings import figure, find
 from benchmarks.learning.data import Dataset, Split
 from benchmarks.learning.models import build_model
@@ -29,6 +28,7 @@ from benchmarks.study import Part
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.records import Record
 from benchmarks.tools.statistics import holm, paired_test
+from benchmarks.unlearn.comparison import make_case
 
 
 def digits_model(name):

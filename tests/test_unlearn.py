@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from trees import changed_bits
 
-import benchmarks.unlearn
+import benchmarks.unlearn.command
 import sapsel_jax as sap
 from benchmarks.__main__ import main
-from benchmarks.experiment import tuning_objective
 from benchmarks.learning.data import Split
 from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.learning.settings import Settings
@@ -25,7 +24,8 @@ from benchmarks.methods.masks import METHODS
 from benchmarks.methods.updates import UPDATES, make_batches
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.folders import result_folder
-from benchmarks.unlearn import Unlearn
+from benchmarks.unlearn.command import Unlearn
+from benchmarks.unlearn.comparison import tuning_objective
 
 TINY = ["--train-examples", "120", "--epochs", "4", "--curvature-examples", "30"]
 FIELDS = {
@@ -265,7 +265,7 @@ def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args):
         raise RuntimeError("half-way")
 
-    monkeypatch.setattr(benchmarks.unlearn, "write_report", fail)
+    monkeypatch.setattr(benchmarks.unlearn.command, "write_report", fail)
     with pytest.raises(RuntimeError, match="half-way"):
         run(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.experiment import SHIPPED, TUNING_SEED, Comparison
 from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.measures.summary import ACCURACIES, Line, paired_difference, summarise
 from benchmarks.methods.curvature import estimator
@@ -23,6 +22,7 @@ from benchmarks.reporting.tables import (
     towards_retraining,
 )
 from benchmarks.tools.page import write_page
+from benchmarks.unlearn.comparison import SHIPPED, TUNING_SEED, Comparison
 
 CAPTIONS = {
     "recovery.png": "Up and to the left is better.",

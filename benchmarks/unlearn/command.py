@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sapsel_jax as sap
-from benchmarks.experiment import TUNING_SEED, compare, count_work
 from benchmarks.learning.settings import Settings, command_line
 from benchmarks.measures.summary import summarise
-from benchmarks.plots import draw_all
-from benchmarks.report import write_report
 from benchmarks.reporting.tables import rich_table, wide_console
 from benchmarks.tools.folders import result_folder, write_jsonl, write_params
 from benchmarks.tools.progress import progress_bar
+from benchmarks.unlearn.comparison import TUNING_SEED, compare, count_work
+from benchmarks.unlearn.plots import draw_all
+from benchmarks.unlearn.report import write_report
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from benchmarks.experiment import Case
 from benchmarks.learning.scenarios import Poisoned
 from benchmarks.measures.summary import Line
 from benchmarks.methods.masks import METHODS
 from benchmarks.reporting.tables import TITLES, plain_name, short_number
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
+from benchmarks.unlearn.comparison import Case
 
 # Okabe and Ito's palette, which is told apart by colour-blind readers too.
 COLOURS = {
