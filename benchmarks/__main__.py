@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import tyro
 
 from benchmarks.ablation import Ablation
-from benchmarks.audit import Audit
+from benchmarks.audit.command import Audit
 from benchmarks.listing import List
 from benchmarks.paper import Paper
 from benchmarks.propagation import Propagation

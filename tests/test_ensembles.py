@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.ensembles import evidence, margins, train_models
+from benchmarks.audit.ensembles import evidence, margins, train_models
 from benchmarks.learning.models import build_model
 from benchmarks.learning.settings import Settings
 from benchmarks.learning.training import RECIPES, train

@@ -10,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from benchmarks.ensembles import evidence, margins, train_models, tune, unlearn_models
+from benchmarks.audit.ensembles import evidence, margins, train_models, tune, unlearn_models
 from benchmarks.learning.settings import Settings, command_line
 from benchmarks.methods.curvature import timed
 from benchmarks.methods.masks import METHODS

@@ -1,0 +1,1 @@
+"""`python -m benchmarks audit`: ensembles of unlearned models beside retrained ones."""
