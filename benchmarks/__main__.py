@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from benchmarks.ablation import Ablation
+from benchmarks.ablation.command import Ablation
 from benchmarks.audit.command import Audit
 from benchmarks.listing import List
 from benchmarks.paper import Paper

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.ablation import Ablation
-from benchmarks.findings import figure, find
+from benchmarks.ablation.command import Ablation
+from benchmarks.ablation.findings import figure, find
+from benchmarks.ablation.stability import UNDAMPED, measure_stability, rescale
+from benchmarks.ablation.study import Part
 from benchmarks.learning.data import Dataset, Split
 from benchmarks.learning.models import build_model
 from benchmarks.learning.scenarios import SCENARIOS, notice, poison
@@ -23,8 +25,6 @@ from benchmarks.methods.rankings import (
     summary,
 )
 from benchmarks.methods.updates import STUDIED_UPDATES, make_batches
-from benchmarks.stability import UNDAMPED, measure_stability, rescale
-from benchmarks.study import Part
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.records import Record
 from benchmarks.tools.statistics import holm, paired_test

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from benchmarks.ablation_sections import defaults_section, stability_section
-from benchmarks.findings import Comparison, Findings
+from benchmarks.ablation.findings import Comparison, Findings
+from benchmarks.ablation.sections import defaults_section, stability_section
+from benchmarks.ablation.stability import FRACTION
+from benchmarks.ablation.study import Part
 from benchmarks.measures.summary import ACCURACIES
 from benchmarks.methods.rankings import LIKE, PER_LEAF, RANKED, summary
 from benchmarks.methods.updates import STUDIED_UPDATES
@@ -17,8 +19,6 @@ from benchmarks.reporting.tables import (
     plain_name,
     short_number,
 )
-from benchmarks.stability import FRACTION
-from benchmarks.study import Part
 from benchmarks.tools.statistics import Interval
 from benchmarks.unlearn.comparison import TUNING_SEED
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.defaults import BASE, GROUPS, Variant
+from benchmarks.ablation.defaults import BASE, GROUPS, Variant
+from benchmarks.ablation.stability import FRACTION, KINDS
+from benchmarks.ablation.study import Part
 from benchmarks.reporting.tables import NONE, markdown_table, percent, plain_name
-from benchmarks.stability import FRACTION, KINDS
-from benchmarks.study import Part
 from benchmarks.tools.statistics import Interval, interval
 
 

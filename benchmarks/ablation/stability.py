@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 import sapsel_jax as sap
+from benchmarks.ablation.study import Part, load_case
 from benchmarks.learning.data import Split
 from benchmarks.learning.models import Model
 from benchmarks.methods.rankings import PER_LEAF, RANKED, SCORES, Evidence, gather, score_all
 from benchmarks.methods.updates import as_batch
-from benchmarks.study import Part, load_case
 from benchmarks.tools.records import Record
 from benchmarks.unlearn.comparison import Case
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from benchmarks.ablation.study import Part
 from benchmarks.learning.settings import Settings
-from benchmarks.study import Part
 
 FRACTIONS = (0.005, 0.01, 0.05, 0.2)
 FIRST_DERIVATIVES = ("first_order", "iterative", "corrected_only")

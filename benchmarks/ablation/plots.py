@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from benchmarks.findings import Comparison, Findings
+from benchmarks.ablation.findings import Comparison, Findings
 from benchmarks.methods.rankings import LIKE, RANKED
 from benchmarks.reporting.tables import SHORT_TITLES, TITLES, plain_name
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure

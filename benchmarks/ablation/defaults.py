@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 
 import sapsel_jax as sap
+from benchmarks.ablation.study import Part, load_case
 from benchmarks.learning.models import Model
 from benchmarks.measures.metrics import accuracy
 from benchmarks.methods.updates import newton_steps
-from benchmarks.study import Part, load_case
 from benchmarks.tools.records import Record
 from benchmarks.unlearn.comparison import Case, tuning_objective
 

@@ -6,17 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation_plots import draw_gains, draw_recovery, draw_stability
-from benchmarks.ablation_report import Study, study_markdown
-from benchmarks.ablation_sections import mean_overlaps
-from benchmarks.defaults import DEFAULTS_KEY, count_defaults, measure_defaults
-from benchmarks.findings import find
+from benchmarks.ablation.defaults import DEFAULTS_KEY, count_defaults, measure_defaults
+from benchmarks.ablation.findings import find
+from benchmarks.ablation.parts import FRACTIONS, study_parts
+from benchmarks.ablation.plots import draw_gains, draw_recovery, draw_stability
+from benchmarks.ablation.report import Study, study_markdown
+from benchmarks.ablation.sections import mean_overlaps
+from benchmarks.ablation.stability import (
+    FRACTION,
+    KINDS,
+    STABILITY_KEY,
+    count_stability,
+    measure_stability,
+)
+from benchmarks.ablation.study import CELL_KEY, TRIAL_KEY, Part, count_work, measure_part
 from benchmarks.learning.data import is_prepared
 from benchmarks.learning.settings import command_line
-from benchmarks.parts import FRACTIONS, study_parts
 from benchmarks.reporting.tables import wide_console
-from benchmarks.stability import FRACTION, KINDS, STABILITY_KEY, count_stability, measure_stability
-from benchmarks.study import CELL_KEY, TRIAL_KEY, Part, count_work, measure_part
 from benchmarks.tools.errors import check_at_least, check_choice, check_share
 from benchmarks.tools.page import write_page
 from benchmarks.tools.progress import progress_bar

@@ -1,0 +1,1 @@
+"""`python -m benchmarks ablation`: which parameters to change."""
