@@ -8,7 +8,7 @@ import tyro
 from benchmarks.ablation.command import Ablation
 from benchmarks.audit.command import Audit
 from benchmarks.listing import List
-from benchmarks.paper import Paper
+from benchmarks.paper.command import Paper
 from benchmarks.propagation import Propagation
 from benchmarks.selection import Selection
 from benchmarks.speed import Speed

@@ -9,7 +9,13 @@ import optax
 import pytest
 
 import sapsel_jax as sap
-from benchmarks.baselines import (
+from benchmarks.learning.data import Split
+from benchmarks.learning.scenarios import SCENARIOS, poison
+from benchmarks.learning.settings import Settings
+from benchmarks.learning.training import train
+from benchmarks.measures.metrics import count_changed, count_entries
+from benchmarks.methods.updates import as_batch, mix_batches
+from benchmarks.paper.baselines import (
     dampen,
     fisher_noise,
     neggrad_weights,
@@ -19,14 +25,8 @@ from benchmarks.baselines import (
     sharpness_aware,
     teacher_outputs,
 )
-from benchmarks.learning.data import Split
-from benchmarks.learning.scenarios import SCENARIOS, poison
-from benchmarks.learning.settings import Settings
-from benchmarks.learning.training import train
-from benchmarks.measures.metrics import count_changed, count_entries
-from benchmarks.methods.updates import as_batch, mix_batches
-from benchmarks.problems import SELECTIONS, Problem
-from benchmarks.procedures import PROCEDURES
+from benchmarks.paper.problems import SELECTIONS, Problem
+from benchmarks.paper.procedures import PROCEDURES
 
 
 def bits(leaf):

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import benchmarks.contest as contest_module
-import benchmarks.paper
+import benchmarks.paper.command
+import benchmarks.paper.contest as contest_module
 from benchmarks.__main__ import main
-from benchmarks.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest, tune
 from benchmarks.learning.settings import Settings
-from benchmarks.paper import Paper
-from benchmarks.paper_summary import against_rivals, best_rival, gap_of, reached, standings
-from benchmarks.procedures import PROCEDURES, PROPOSED
+from benchmarks.paper.command import Paper
+from benchmarks.paper.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest, tune
+from benchmarks.paper.procedures import PROCEDURES, PROPOSED
+from benchmarks.paper.summary import against_rivals, best_rival, gap_of, reached, standings
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.records import Record
 
@@ -219,8 +219,8 @@ def test_a_folder_belongs_to_its_settings(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     interrupted = False
-    monkeypatch.setattr(benchmarks.paper, "run_contest", work)
-    monkeypatch.setattr(benchmarks.paper, "write_paper", lambda folder, *_: None)
+    monkeypatch.setattr(benchmarks.paper.command, "run_contest", work)
+    monkeypatch.setattr(benchmarks.paper.command, "write_paper", lambda folder, *_: None)
     command = ["paper", "--quick", "--output", str(tmp_path / "out"), "--scenarios", "label"]
     assert main(command) == 0
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["dataset"] == "digits"

@@ -15,15 +15,6 @@ import numpy as np
 import optax
 
 import sapsel_jax as sap
-from benchmarks.baselines import (
-    dampen,
-    fisher_noise,
-    neggrad_weights,
-    random_labels,
-    scrub_batches,
-    scrub_loss,
-    sharpness_aware,
-)
 from benchmarks.learning.data import Split
 from benchmarks.learning.models import Model
 from benchmarks.methods.updates import (
@@ -33,7 +24,16 @@ from benchmarks.methods.updates import (
     mix_batches,
     newton_steps,
 )
-from benchmarks.problems import SELECTIONS, Problem
+from benchmarks.paper.baselines import (
+    dampen,
+    fisher_noise,
+    neggrad_weights,
+    random_labels,
+    scrub_batches,
+    scrub_loss,
+    sharpness_aware,
+)
+from benchmarks.paper.problems import SELECTIONS, Problem
 
 FISHER_GRADIENTS = 2
 """What an empirical Fisher diagonal is counted as, in gradient equivalents."""

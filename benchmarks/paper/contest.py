@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.evidence import (
+from benchmarks.learning.checkpoints import Trained, train_once
+from benchmarks.learning.data import Split
+from benchmarks.learning.scenarios import notice, poison
+from benchmarks.learning.settings import Settings
+from benchmarks.learning.training import num_steps
+from benchmarks.measures.metrics import accuracy
+from benchmarks.methods.curvature import timed
+from benchmarks.paper.evidence import (
     Subject,
     changes,
     figures,
@@ -19,15 +26,8 @@ from benchmarks.evidence import (
     relearning_counts,
     towards,
 )
-from benchmarks.learning.checkpoints import Trained, train_once
-from benchmarks.learning.data import Split
-from benchmarks.learning.scenarios import notice, poison
-from benchmarks.learning.settings import Settings
-from benchmarks.learning.training import num_steps
-from benchmarks.measures.metrics import accuracy
-from benchmarks.methods.curvature import timed
-from benchmarks.problems import Problem
-from benchmarks.procedures import PROCEDURES, Trial
+from benchmarks.paper.problems import Problem
+from benchmarks.paper.procedures import PROCEDURES, Trial
 from benchmarks.tools.records import Record
 from benchmarks.unlearn.comparison import TUNING_SEED, tuning_objective
 

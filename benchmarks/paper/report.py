@@ -8,20 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contest import REFERENCES, Arm, Contest, make_subject
-from benchmarks.evidence import (
+from benchmarks.learning.scenarios import SCENARIOS
+from benchmarks.methods.curvature import estimator, gradient_equivalents
+from benchmarks.methods.updates import as_batch
+from benchmarks.paper.contest import REFERENCES, Arm, Contest, make_subject
+from benchmarks.paper.evidence import (
     HELD_SHARE,
     RELEARNING_BATCH,
     RELEARNING_STEPS,
     STEP_SIZES,
     Subject,
 )
-from benchmarks.learning.scenarios import SCENARIOS
-from benchmarks.methods.curvature import estimator, gradient_equivalents
-from benchmarks.methods.updates import as_batch
-from benchmarks.paper_figures import area_text, figures_table
-from benchmarks.paper_plots import draw_paper
-from benchmarks.paper_summary import (
+from benchmarks.paper.figures import area_text, figures_table
+from benchmarks.paper.plots import draw_paper
+from benchmarks.paper.problems import CURVATURE_GRADIENTS, curvature_examples
+from benchmarks.paper.procedures import PROCEDURES, PROPOSED
+from benchmarks.paper.summary import (
     CLAIMS,
     FORGET_GOAL,
     FORGET_MEASURE,
@@ -35,8 +37,6 @@ from benchmarks.paper_summary import (
     standing,
     standings,
 )
-from benchmarks.problems import CURVATURE_GRADIENTS, curvature_examples
-from benchmarks.procedures import PROCEDURES, PROPOSED
 from benchmarks.reporting.tables import (
     NONE,
     markdown_table,

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.contest import Arm
-from benchmarks.paper_summary import Rows, Standing, standings
+from benchmarks.paper.contest import Arm
+from benchmarks.paper.summary import Rows, Standing, standings
 from benchmarks.reporting.tables import (
     NONE,
     markdown_table,

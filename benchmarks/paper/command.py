@@ -4,12 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest
 from benchmarks.learning.data import DATASETS
 from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.learning.settings import Settings, command_line
-from benchmarks.paper_report import write_paper
-from benchmarks.procedures import PROCEDURES, PROPOSED
+from benchmarks.paper.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest
+from benchmarks.paper.procedures import PROCEDURES, PROPOSED
+from benchmarks.paper.report import write_paper
 from benchmarks.reporting.tables import wide_console
 from benchmarks.tools.errors import UsageError, check_at_least, check_choice, check_share
 from benchmarks.tools.progress import progress_bar

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.contest import REFERENCES, Arm
 from benchmarks.measures.metrics import SMALL_GAP
 from benchmarks.measures.summary import Line, summarise
-from benchmarks.procedures import PROCEDURES, PROPOSED
+from benchmarks.paper.contest import REFERENCES, Arm
+from benchmarks.paper.procedures import PROCEDURES, PROPOSED
 from benchmarks.tools.statistics import Interval, PairedDifference, holm, interval, paired_test
 
 Rows = Sequence[dict[str, Any]]

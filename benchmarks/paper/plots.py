@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.contest import REFERENCES, Arm, Contest, make_subject
-from benchmarks.paper_summary import FORGET_MEASURE, OUR_PREFIXES, Rows, of, standing, standings
-from benchmarks.procedures import PROPOSED
+from benchmarks.paper.contest import REFERENCES, Arm, Contest, make_subject
+from benchmarks.paper.procedures import PROPOSED
+from benchmarks.paper.summary import FORGET_MEASURE, OUR_PREFIXES, Rows, of, standing, standings
 from benchmarks.reporting.tables import plain_name
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.statistics import interval

@@ -1,0 +1,1 @@
+"""`python -m benchmarks paper`: every procedure under one budget."""
