@@ -11,7 +11,7 @@ from benchmarks.listing import List
 from benchmarks.paper.command import Paper
 from benchmarks.propagation import Propagation
 from benchmarks.selection import Selection
-from benchmarks.speed import Speed
+from benchmarks.speed.command import Speed
 from benchmarks.tools.errors import UsageError
 from benchmarks.unlearn.command import Unlearn
 

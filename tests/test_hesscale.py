@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from benchmarks.cases import Case, mlp, random_params
-from benchmarks.hesscale import hesscale_diagonal
+from benchmarks.speed.cases import Case, mlp, random_params
+from benchmarks.speed.hesscale import hesscale_diagonal
 
 
 def true_diagonal(case):

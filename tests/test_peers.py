@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.cases import Case, mlp, random_params
-from benchmarks.contenders import gauss_newton_is_hessian, own_contenders
-from benchmarks.oracle import find_truth, objection, quality, stacked
-from benchmarks.peers import PEERS, Unavailable, jax_peers
+from benchmarks.speed.cases import Case, mlp, random_params
+from benchmarks.speed.contenders import gauss_newton_is_hessian, own_contenders
+from benchmarks.speed.oracle import find_truth, objection, quality, stacked
+from benchmarks.speed.peers import PEERS, Unavailable, jax_peers
+from benchmarks.speed.torch_link import LIBRARIES, asked_of, torch_peers
 from benchmarks.tools.errors import UsageError
-from benchmarks.torch_link import LIBRARIES, asked_of, torch_peers
 
 TORCH_PYTHON = os.environ.get("TORCH_PYTHON")
 """The Python of an environment with the peers in PyTorch."""

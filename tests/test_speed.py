@@ -5,13 +5,13 @@ import json
 import jax
 import pytest
 
-import benchmarks.cases
-import benchmarks.speed
+import benchmarks.speed.cases
+import benchmarks.speed.command
 from benchmarks.__main__ import main
-from benchmarks.cases import mlp, speed_cases
-from benchmarks.speed import Speed
-from benchmarks.speed_plots import LOOKS
-from benchmarks.speed_report import (
+from benchmarks.speed.cases import mlp, speed_cases
+from benchmarks.speed.command import Speed
+from benchmarks.speed.plots import LOOKS
+from benchmarks.speed.report import (
     against_backpack,
     against_hesscale,
     against_peers,
@@ -29,7 +29,7 @@ def tiny(full):
 
 def use_tiny_case(monkeypatch, full):
     cases = ([lambda: tiny(full)], ["that one."])
-    monkeypatch.setattr(benchmarks.speed, "speed_cases", lambda *_: cases)
+    monkeypatch.setattr(benchmarks.speed.command, "speed_cases", lambda *_: cases)
 
 
 def run_speed(output, *options):
@@ -76,14 +76,14 @@ def test_speed_runs_every_method_that_is_installed(tmp_path, monkeypatch):
 
 def test_a_wrong_diagonal_is_not_timed(tmp_path, monkeypatch, capsys):
     use_tiny_case(monkeypatch, full=False)
-    right = benchmarks.speed.own_contenders
+    right = benchmarks.speed.command.own_contenders
 
     def wrong(case):
         exact, *others = right(case)
         twice = lambda *args: jax.tree.map(lambda x: 2 * x, exact.fn(*args))
         return [exact._replace(fn=twice), *others]
 
-    monkeypatch.setattr(benchmarks.speed, "own_contenders", wrong)
+    monkeypatch.setattr(benchmarks.speed.command, "own_contenders", wrong)
     assert run_speed(tmp_path / "speed") == 2
     assert "`exact` is off by 1.0e+00 on tanh MLP" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -178,7 +178,7 @@ def test_a_contender_rests_when_its_time_is_up():
 
 
 def test_networks_that_need_data_are_left_out_with_a_reason(monkeypatch):
-    monkeypatch.setattr(benchmarks.cases, "is_prepared", lambda *_: False)
+    monkeypatch.setattr(benchmarks.speed.cases, "is_prepared", lambda *_: False)
     cases, skipped = speed_cases(None, quick=True)
     assert len(cases) == 5
     assert "trained on MNIST: MNIST is not prepared" in skipped[0]

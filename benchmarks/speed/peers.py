@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from benchmarks.cases import Case, has_weights, plain
-from benchmarks.contenders import (
+from benchmarks.speed.cases import Case, has_weights, plain
+from benchmarks.speed.contenders import (
     GAUSS_NEWTON_NOTE,
     Contender,
     gauss_newton_is_hessian,

@@ -9,19 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.cases import Case, speed_cases
-from benchmarks.contenders import Contender, own_contenders
 from benchmarks.learning.settings import command_line
-from benchmarks.oracle import Truth, find_truth, objection, quality, stacked
-from benchmarks.peers import jax_peers
 from benchmarks.reporting.tables import wide_console
-from benchmarks.speed_plots import draw_errors, draw_speed
-from benchmarks.speed_report import put_into_page, report, summary_table, terminal_table
+from benchmarks.speed.cases import Case, speed_cases
+from benchmarks.speed.contenders import Contender, own_contenders
+from benchmarks.speed.oracle import Truth, find_truth, objection, quality, stacked
+from benchmarks.speed.peers import jax_peers
+from benchmarks.speed.plots import draw_errors, draw_speed
+from benchmarks.speed.report import put_into_page, report, summary_table, terminal_table
+from benchmarks.speed.torch_link import LIBRARIES, RECIPE, Answer, TorchPeers, torch_peers
 from benchmarks.tools.errors import UsageError, check_at_least
 from benchmarks.tools.folders import result_folder, write_jsonl
 from benchmarks.tools.page import write_page
 from benchmarks.tools.timing import compiled, in_turn, temporary_bytes
-from benchmarks.torch_link import LIBRARIES, RECIPE, Answer, TorchPeers, torch_peers
 
 Row = dict[str, Any]
 TURN_SECONDS = 0.02

@@ -1,7 +1,7 @@
 """Peers in PyTorch, run by its own Python: no import of this project or of JAX.
 
 Reads the name of a case's `.npz` per line of standard input, writes what it found beside it, and
-answers with one line when that is done. `benchmarks.torch_link` is at the other end.
+answers with one line when that is done. `benchmarks.speed.torch_link` is at the other end.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false

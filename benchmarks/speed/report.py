@@ -7,11 +7,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from benchmarks.contenders import BASIS_ENTRIES
-from benchmarks.oracle import CHECKED, TRUTH_TOLERANCE
 from benchmarks.reporting.tables import NONE, markdown_table
+from benchmarks.speed.contenders import BASIS_ENTRIES
+from benchmarks.speed.oracle import CHECKED, TRUTH_TOLERANCE
+from benchmarks.speed.torch_link import RECIPE
 from benchmarks.tools.errors import UsageError
-from benchmarks.torch_link import RECIPE
 
 Row = dict[str, Any]
 OURS = "sapsel_jax"

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.cases import ACTIVATIONS, Case, has_weights, linear, plain
+from benchmarks.speed.cases import ACTIVATIONS, Case, has_weights, linear, plain
 
 
 def hesscale_diagonal(case: Case) -> Callable[[Any, Any], Any]:

@@ -10,9 +10,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import sapsel_jax as sap
-from benchmarks.cases import Case
-from benchmarks.contenders import by_basis_vectors
 from benchmarks.measures.diagonals import flat, rank_correlation, relative_error
+from benchmarks.speed.cases import Case
+from benchmarks.speed.contenders import by_basis_vectors
 from benchmarks.tools.errors import UsageError
 
 CHECKED = 6

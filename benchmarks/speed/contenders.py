@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 import sapsel_jax as sap
-from benchmarks.cases import Case, cross_entropy
-from benchmarks.hesscale import hesscale_diagonal
+from benchmarks.speed.cases import Case, cross_entropy
+from benchmarks.speed.hesscale import hesscale_diagonal
 
 Kind = Literal["exact", "unbiased", "biased"]
 """What an answer is to the Hessian's diagonal: it, an estimate of it, or something else."""

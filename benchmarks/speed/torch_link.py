@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.cases import Case
-from benchmarks.contenders import gauss_newton_is_hessian, has_gauss_newton
+from benchmarks.speed.cases import Case
+from benchmarks.speed.contenders import gauss_newton_is_hessian, has_gauss_newton
 from benchmarks.tools.errors import UsageError
 
 LIBRARIES = ("BackPACK", "curvlinops", "nngeometry", "asdl")

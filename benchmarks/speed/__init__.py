@@ -1,0 +1,1 @@
+"""`python -m benchmarks speed`: every way to a diagonal beside one gradient."""
