@@ -9,7 +9,7 @@ from benchmarks.ablation.command import Ablation
 from benchmarks.audit.command import Audit
 from benchmarks.listing import List
 from benchmarks.paper.command import Paper
-from benchmarks.propagation import Propagation
+from benchmarks.propagation.command import Propagation
 from benchmarks.selection import Selection
 from benchmarks.speed.command import Speed
 from benchmarks.tools.errors import UsageError

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.block_rules import matters
 from benchmarks.measures.diagonals import captured, overlaps, quality
-from benchmarks.networks import mlp
-from benchmarks.propagation import Propagation
-from benchmarks.propagation_report import GOALS, quality_table
+from benchmarks.propagation.block_rules import matters
+from benchmarks.propagation.command import Propagation
+from benchmarks.propagation.networks import mlp
+from benchmarks.propagation.report import GOALS, quality_table
 from benchmarks.tools.errors import UsageError
 
 

@@ -14,12 +14,12 @@ from rich import box
 from rich.table import Table
 
 import sapsel_jax as sap
-from benchmarks.block_rules import WITHOUT, matters
 from benchmarks.learning.data import is_prepared
 from benchmarks.learning.settings import command_line
 from benchmarks.measures.diagonals import captured, flat, gradient_equivalents, overlaps, quality
-from benchmarks.networks import NETWORKS, Trained, mlp, resnet, trained, transformer
-from benchmarks.propagation_report import draw, quality_table, report
+from benchmarks.propagation.block_rules import WITHOUT, matters
+from benchmarks.propagation.networks import NETWORKS, Trained, mlp, resnet, trained, transformer
+from benchmarks.propagation.report import draw, quality_table, report
 from benchmarks.reporting.tables import wide_console
 from benchmarks.tools.errors import check_at_least
 from benchmarks.tools.folders import result_folder, write_jsonl
