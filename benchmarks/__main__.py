@@ -10,7 +10,7 @@ from benchmarks.audit.command import Audit
 from benchmarks.listing import List
 from benchmarks.paper.command import Paper
 from benchmarks.propagation.command import Propagation
-from benchmarks.selection import Selection
+from benchmarks.selection.command import Selection
 from benchmarks.speed.command import Speed
 from benchmarks.tools.errors import UsageError
 from benchmarks.unlearn.command import Unlearn
