@@ -151,7 +151,7 @@ def test_the_patch_is_the_model_that_was_measured_and_the_readme_applies_it(
     label_run, tmp_path, monkeypatch
 ):
     output, rows = label_run
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     (snippet,) = (s for s in re.findall(r"```python\n(.*?)```", readme, re.S) if "load_patch" in s)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
