@@ -6,13 +6,10 @@ from sapsel_jax._base.streaming import MeanState, mean_finalize, mean_init, mean
 from sapsel_jax._curvature.basis import basis_diagonal, probe_diagonal
 from sapsel_jax._curvature.exact import exact_diagonal
 from sapsel_jax._curvature.explain import Plan, explain
-from sapsel_jax._curvature.gauss_newton import (
-    empirical_fisher_diagonal,
-    gauss_newton_diagonal,
-    is_piecewise_affine,
-    sampled_gauss_newton_diagonal,
-)
+from sapsel_jax._curvature.fisher import empirical_fisher_diagonal
+from sapsel_jax._curvature.gauss_newton import gauss_newton_diagonal, sampled_gauss_newton_diagonal
 from sapsel_jax._curvature.hutchinson import hutchinson_diagonal
+from sapsel_jax._curvature.piecewise import is_piecewise_affine
 from sapsel_jax._curvature.propagation import propagated_diagonal
 from sapsel_jax._selection.entries import (
     select_leaves,

@@ -10,26 +10,17 @@ import jax.numpy as jnp
 import optax
 
 from sapsel_jax._base.checks import batch_size, check_count, check_fraction, check_number
+from sapsel_jax._base.losses import gradient_sum, loss_change
+from sapsel_jax._base.precision import widen
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params, Scores
 from sapsel_jax._curvature.propagation import propagated_diagonal
 from sapsel_jax._selection.entries import select_top_fraction
 from sapsel_jax._selection.scores import score_sharpest
 from sapsel_jax._updates.certificates import Certificate, Reason, judge
-from sapsel_jax._updates.corrections import (
-    check_corrections,
-    gradient_change,
-    gradient_sum,
-    loss_change,
-    widen,
-)
-from sapsel_jax._updates.first_order import (
-    check_update,
-    first_order_step,
-    is_finite,
-    keep_unselected,
-    on_mask,
-)
+from sapsel_jax._updates.corrections import check_corrections, gradient_change
+from sapsel_jax._updates.first_order import first_order_step
 from sapsel_jax._updates.iterative import iterative_update
+from sapsel_jax._updates.masked import check_update, is_finite, keep_unselected, on_mask
 from sapsel_jax._updates.second_order import draw_examples, second_order_update
 
 Update: TypeAlias = Callable[..., tuple[Params, Certificate]]

@@ -239,7 +239,7 @@ def measure(path: Path, draws: int, repeats: int, seconds: float, turn: float) -
 def in_turn(
     works: dict[str, Work], repeats: int, seconds: float, turn: float
 ) -> dict[str, list[float]]:
-    """Seconds of each run, one after the other in every round, as `benchmarks.tools.timing` does it.
+    """Seconds of each run, one after the other in every round, as `tools.timing` does it.
 
     One that has run for `seconds` in all rests from then on; a quick one runs again and again until
     its turn has taken `turn` seconds, and the mean counts as one run.

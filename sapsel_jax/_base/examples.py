@@ -11,11 +11,6 @@ from sapsel_jax._base.checks import batch_size, check_choice, check_count
 from sapsel_jax._base.types import Batch
 
 
-def wide_dtype(dtype: Any) -> Any:
-    """The dtype that sums are kept in: float32, or wider where `dtype` is."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
 def check_options(microbatch: Any, reduction: str = "mean") -> None:
     """Checks how a function over a batch is to sum."""
     if microbatch is not None:

@@ -1,4 +1,4 @@
-"""How much of a tree is not finite."""
+"""In which precision numbers are kept, and which of them are not finite."""
 
 from typing import Any
 
@@ -26,3 +26,13 @@ def count_nonfinite(tree: Any) -> Any:
       {'a': Array(2, dtype=int32), 'b': Array(0, dtype=int32)}
     """
     return jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x), dtype=jnp.int32), tree)
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype that sums are kept in: float32, or wider where `dtype` is."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def widen(tree: Any) -> Any:
+    """The same numbers in float32 or wider."""
+    return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(jnp.result_type(x))), tree)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sapsel_jax._base.checks import check_float_leaves, check_number, check_same_tree
-from sapsel_jax._base.examples import wide_dtype
+from sapsel_jax._base.precision import wide_dtype
 
 
 class MeanState(NamedTuple):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from sapsel_jax._base.checks import check_count, check_float_leaves
-from sapsel_jax._base.examples import sum_over_examples, wide_dtype
+from sapsel_jax._base.examples import sum_over_examples
+from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Diagonal, Params
 
 DEFAULT_CHUNK = 32

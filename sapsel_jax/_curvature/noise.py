@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapsel_jax._base.examples import wide_dtype
+from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._curvature.blocks import Block, as_function
 from sapsel_jax._graph.graph import Graph, Values
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._base.checks import check_float_leaves
-from sapsel_jax._base.examples import count_examples, reduce_sum, sum_over_examples, wide_dtype
+from sapsel_jax._base.examples import count_examples, reduce_sum, sum_over_examples
+from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Batch, Params
 from sapsel_jax._graph.graph import Graph, trace
 from sapsel_jax._graph.sites import Use

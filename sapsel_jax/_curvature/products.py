@@ -9,8 +9,8 @@ import optax
 
 from sapsel_jax._base.checks import batch_size
 from sapsel_jax._base.examples import sum_over_examples
+from sapsel_jax._base.losses import loss_sum
 from sapsel_jax._base.types import Batch, LossFn, Params
-from sapsel_jax._updates.corrections import loss_sum
 
 Product: TypeAlias = Callable[[Params], Params]
 """A symmetric matrix as the function that multiplies a vector by it."""

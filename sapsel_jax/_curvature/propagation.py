@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._base.examples import check_options, wide_dtype
+from sapsel_jax._base.examples import check_options
+from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
 from sapsel_jax._curvature.blocks import Block, as_function, find_blocks
 from sapsel_jax._curvature.noise import Noise, Pair, Signs, draw, num_signs
 from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
 from sapsel_jax._curvature.probes import check_probes, mean_of_probes
-from sapsel_jax._curvature.routes import varies
 from sapsel_jax._graph.graph import Graph, Values
+from sapsel_jax._graph.reach import varies
 from sapsel_jax._graph.sites import Use, find_uses
 from sapsel_jax._passes.lifts import Record, Structure, lift, records_of_uses, structure
 from sapsel_jax._passes.tangents import Label, Tangent, contract

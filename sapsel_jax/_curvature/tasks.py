@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._base.examples import wide_dtype
+from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._curvature.basis import diagonal_by_products
-from sapsel_jax._curvature.routes import Task, bending, leading_to
+from sapsel_jax._curvature.routes import Task
 from sapsel_jax._graph.graph import Graph, Node, Values, tail
+from sapsel_jax._graph.reach import bending, leading_to
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.forward import spread
 from sapsel_jax._passes.lifts import lift

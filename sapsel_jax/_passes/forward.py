@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._base.examples import wide_dtype
+from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._graph.affine import is_affine
 from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.equations import PASSING

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._base.examples import wide_dtype
+from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._graph.graph import Graph, Values
 from sapsel_jax._graph.sites import Use
 from sapsel_jax._passes.forward import spread

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._base.examples import wide_dtype
+from sapsel_jax._base.precision import wide_dtype
 
 MAX_SHIFTS = 64
 """A convolution kernel of at most so many places is read by shifted copies of its input."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from sapsel_jax._base.checks import check_float_leaves, check_number, check_same_tree
-from sapsel_jax._base.examples import wide_dtype
+from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Diagonal, Params, Scores
 
 

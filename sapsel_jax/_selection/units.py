@@ -13,7 +13,7 @@ from sapsel_jax._base.checks import (
     check_integer,
     named_leaves,
 )
-from sapsel_jax._base.examples import wide_dtype
+from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Mask, Scores
 from sapsel_jax._selection.entries import select_top_count, select_top_fraction, top_floats
 from sapsel_jax._selection.search import beside, num_entries

@@ -1,13 +1,12 @@
-"""Mean losses and gradients over batches, and the change of them that corrections make."""
+"""How corrections change the gradient of the mean loss."""
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from sapsel_jax._base.checks import batch_size, check_count, check_float_leaves, check_same_tree
-from sapsel_jax._base.examples import check_options, sum_over_examples, wide_dtype
+from sapsel_jax._base.examples import check_options
+from sapsel_jax._base.losses import gradient_sum
 from sapsel_jax._base.types import Batch, LossFn, Params
 
 
@@ -76,46 +75,3 @@ def check_corrections(
     if num_examples is not None:
         check_count("num_examples", num_examples, minimum=1)
     return num_originals
-
-
-def loss_sum(loss_fn: LossFn, params: Params, batch: Batch, args: tuple[Any, ...]) -> jax.Array:
-    """Σ ℓ over the examples of a batch."""
-    return jnp.sum(jax.vmap(lambda example: loss_fn(params, example, *args))(batch))
-
-
-def gradient_sum(
-    loss_fn: LossFn, params: Params, batch: Batch, microbatch: int | None, args: tuple[Any, ...]
-) -> Params:
-    """Σ ∇ℓ over the examples of a batch, float32 or wider."""
-    params = jax.tree.map(jnp.asarray, params)
-
-    def chunk_sum(chunk: Batch) -> Params:
-        gradient = jax.grad(lambda p: loss_sum(loss_fn, p, chunk, args))(params)
-        return widen(gradient)
-
-    return sum_over_examples(chunk_sum, batch, batch_size("batch", batch), microbatch)
-
-
-def widen(tree: Any) -> Any:
-    """The same numbers in float32 or wider."""
-    return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(jnp.result_type(x))), tree)
-
-
-def loss_change(
-    loss_fn: LossFn,
-    before: Params,
-    after: Params,
-    data: Batch,
-    microbatch: int | None,
-    args: tuple[Any, ...],
-) -> tuple[jax.Array, jax.Array]:
-    """The change of the mean loss, summed up from that of each example, and its size before."""
-
-    def chunk_sum(chunk: Batch) -> tuple[jax.Array, jax.Array]:
-        losses = lambda p: widen(jax.vmap(lambda example: loss_fn(p, example, *args))(chunk))
-        old, new = losses(before), losses(after)
-        return jnp.sum(new - old), jnp.sum(jnp.abs(old))
-
-    num_data = batch_size("data", data)
-    total = sum_over_examples(chunk_sum, data, num_data, microbatch)
-    return total[0] / num_data, total[1] / num_data

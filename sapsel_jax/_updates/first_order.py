@@ -1,4 +1,4 @@
-"""The closed-form step, and what all updates do to parameters."""
+"""The closed-form step."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapsel_jax._base.checks import check_float_leaves, check_mask, check_number
+from sapsel_jax._base.checks import check_number
 from sapsel_jax._base.types import Batch, LossFn, Mask, Params
 from sapsel_jax._updates.corrections import gradient_change
+from sapsel_jax._updates.masked import check_update, is_finite, keep_unselected
 from sapsel_jax._updates.selective import selective
 
 
@@ -94,28 +95,3 @@ def first_order_step(
     moved = optax.apply_updates(params, updates)
     finite = is_finite(moved, mask)
     return keep_unselected(params, moved, mask, finite), finite
-
-
-def check_update(params: Params, mask: Mask | None) -> None:
-    """Checks the parameters and the mask of an update."""
-    check_float_leaves("params", params)
-    if mask is not None:
-        check_mask("mask", mask, "params", params)
-
-
-def is_finite(tree: Any, mask: Mask | None) -> jax.Array:
-    """Whether every selected entry is finite."""
-    tree = tree if mask is None else on_mask(tree, mask)
-    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def keep_unselected(params: Params, moved: Params, mask: Mask | None, accept: jax.Array) -> Params:
-    """The old bits outside the mask, denormal numbers included, and everywhere unless accepted."""
-    if mask is None:
-        return jax.tree.map(lambda old, new: jnp.where(accept, new, old), params, moved)
-    return jax.tree.map(lambda m, old, new: jnp.where(m & accept, new, old), mask, params, moved)
-
-
-def on_mask(tree: Any, mask: Mask) -> Any:
-    """Zeros outside the mask, whatever was there."""
-    return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), mask, tree)

@@ -8,9 +8,9 @@ import optax
 from jax import lax
 
 from sapsel_jax._base.checks import batch_size, check_same_tree
+from sapsel_jax._base.losses import loss_sum
 from sapsel_jax._base.types import Batch, LossFn, Mask, Params
-from sapsel_jax._updates.corrections import loss_sum
-from sapsel_jax._updates.first_order import check_update, is_finite, keep_unselected
+from sapsel_jax._updates.masked import check_update, is_finite, keep_unselected
 from sapsel_jax._updates.selective import selective
 
 

@@ -9,6 +9,8 @@ import optax
 from jax import lax
 
 from sapsel_jax._base.checks import batch_size, check_count, check_positive
+from sapsel_jax._base.losses import gradient_sum, loss_change
+from sapsel_jax._base.precision import widen
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params
 from sapsel_jax._curvature.exact import exact_diagonal
 from sapsel_jax._curvature.gauss_newton import gauss_newton_diagonal
@@ -19,14 +21,8 @@ from sapsel_jax._curvature.products import (
     linear_part,
 )
 from sapsel_jax._updates.certificates import Certificate, Reason, judge, rounding
-from sapsel_jax._updates.corrections import (
-    check_corrections,
-    gradient_change,
-    gradient_sum,
-    loss_change,
-    widen,
-)
-from sapsel_jax._updates.first_order import check_update, is_finite, keep_unselected, on_mask
+from sapsel_jax._updates.corrections import check_corrections, gradient_change
+from sapsel_jax._updates.masked import check_update, is_finite, keep_unselected, on_mask
 from sapsel_jax._updates.solvers import (
     DENSE_LIMIT,
     Solver,

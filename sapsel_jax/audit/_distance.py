@@ -13,9 +13,9 @@ from sapsel_jax._base.checks import (
     check_float_leaves,
     check_same_tree,
 )
+from sapsel_jax._base.precision import widen
 from sapsel_jax._base.types import Mask, Params
 from sapsel_jax._selection.masks import mask_density
-from sapsel_jax._updates.corrections import widen
 
 
 def distance(params: Params, other: Params) -> jax.Array:

@@ -8,8 +8,8 @@ import optax
 from jax import lax
 
 from sapsel_jax._base.checks import batch_size, check_count, check_float_leaves
+from sapsel_jax._base.losses import loss_sum
 from sapsel_jax._base.types import Batch, LossFn, Params
-from sapsel_jax._updates.corrections import loss_sum
 
 
 def train_ensemble(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._base.checks import check_float_leaves
-from sapsel_jax._base.examples import wide_dtype
+from sapsel_jax._base.precision import wide_dtype
 
 
 def wide(name: str, values: Any) -> jax.Array:

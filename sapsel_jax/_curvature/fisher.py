@@ -1,0 +1,79 @@
+"""The empirical Fisher diagonal."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sapsel_jax._base.examples import check_options
+from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
+from sapsel_jax._curvature.hutchinson import Probed, examples_at_once, find_probed, pair
+from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
+from sapsel_jax._graph.sites import find_uses
+from sapsel_jax._passes.backward import pull
+from sapsel_jax._passes.lifts import Record, records_of_uses, structure
+
+
+def empirical_fisher_diagonal(
+    loss_fn: LossFn, *, microbatch: int | None = None, reduction: str = "mean"
+) -> Callable[..., Diagonal]:
+    """The diagonal of the empirical Fisher matrix: the mean over examples of squared gradients.
+
+    It is not the Fisher matrix, whose labels are drawn from the model, and neither the Hessian.
+
+    Args:
+      loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
+      microbatch: how many examples are worked on at once, at least 1. Memory grows with it in
+        proportion; the default is as many as fit into about 16 MB. The result does not depend on
+        it but for rounding.
+      reduction: "mean" or "sum" over the examples.
+
+    Returns:
+      A function `(params, batch, *args, weights=None)` that returns a pytree shaped like `params`,
+      in float32 or wider. `weights` has shape (examples,).
+
+    Raises:
+      TypeError: if `params` holds anything but real floating-point arrays.
+      ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
+        shape, if `microbatch` is below 1 or `reduction` is unknown.
+      NotImplementedError: if complex numbers depend on the parameters.
+
+    Cost: about 1 gradient equivalent for dense networks.
+
+    Source: F. Kunstner, L. Balles, P. Hennig, "Limitations of the empirical Fisher approximation
+      for natural gradient descent" (arXiv 1905.12558), equation 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> diagonal = sap.empirical_fisher_diagonal(lambda w, x: jnp.vdot(w, x))
+      >>> diagonal(jnp.zeros(2), jnp.array([[1.0, 2.0], [3.0, 0.0]]))
+      Array([5., 2.], dtype=float32)
+    """
+    check_options(microbatch, reduction)
+
+    def diagonal(params: Params, batch: Batch, *args: Any, weights: Any = None) -> Diagonal:
+        graph, leaves, num_examples = read_loss(loss_fn, params, batch, args, weights)
+        structures = {use: structure(graph, use) for use in find_uses(graph, additive=False)}
+        probed = find_probed(graph, structures)
+
+        def records_of(some: Sequence[Probed], leaves: Any, example: Any) -> list[Record]:
+            values = graph.evaluate(leaves, example)
+            output, sites = graph.outputs[0], [one.site for one in some]
+            one_more = jnp.ones_like(values[output])
+            adjoints = pull(graph, graph.after(sites), values, {output: one_more}, sites)
+            records = []
+            for one in some:
+                adjoint = adjoints[one.site]
+                result = pair(graph, one, values, adjoint, adjoint)
+                records += records_of_uses(graph, one.uses, one.is_diagonal, values, result)
+            return records
+
+        def chunk_sum(examples: Any, w: Any) -> list[jax.Array]:
+            return sum_records(graph, structures, probed, records_of, leaves, examples, w)
+
+        at_once = microbatch or examples_at_once(graph, probed)
+        return over_batch(chunk_sum, batch, weights, params, num_examples, at_once, reduction)
+
+    return diagonal
