@@ -16,7 +16,7 @@ from networks import (
 
 import sapsel_jax as sap
 from sapsel_jax._curvature import routes as _routes
-from sapsel_jax._graph.graph import graph as _graph
+from sapsel_jax._graph.graph import MAX_UNROLL
 
 TOLERANCE = 1e-9
 
@@ -272,9 +272,9 @@ def test_directions_in_chunks_give_the_same(name, monkeypatch):
 
 
 def test_a_scan_is_unrolled_up_to_the_stated_length():
-    plan = sap.explain(recurrent(_graph.MAX_UNROLL + 1), SQUARE(), random(9, 3))
+    plan = sap.explain(recurrent(MAX_UNROLL + 1), SQUARE(), random(9, 3))
     assert [use.site for use in plan.uses] == ["scan -> [3 3]"]
-    assert len(sap.explain(tower, *tower_of(_graph.MAX_UNROLL)).uses) == 2 * _graph.MAX_UNROLL
+    assert len(sap.explain(tower, *tower_of(MAX_UNROLL)).uses) == 2 * MAX_UNROLL
 
 
 def tower_of(num_layers):
