@@ -109,7 +109,8 @@ def unlearn(
       step that held, the old ones where none did. A fraction that selects nothing changes nothing.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays, or a number is none.
+      TypeError: if `params` holds anything but real floating-point arrays, `loss_fn` returns
+        anything but one real scalar, or a number is none.
       ValueError: if a batch is empty, `corrected` differs from `original` in structure or number,
         or a number is out of range.
 

@@ -78,6 +78,38 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be {allowed}; got {value!r}.")
 
 
+def check_scalar(name: str, returned: Any, *, differentiable: bool = True) -> None:
+    """One real scalar, as a function returned it; whole numbers only where none is differentiated.
+
+    It is called while the function is traced, so that it costs no trace of its own.
+    """
+    if _is_scalar(returned, differentiable):
+        return
+    hint = ""
+    if isinstance(returned, tuple | list | dict):
+        hint = ": return the scalar alone"
+        if isinstance(returned, tuple | list) and returned and _is_scalar(returned[0], True):
+            hint += f", for instance by `lambda *args: {name}(*args)[0]`"
+    raise TypeError(f"`{name}` must return one real scalar; it returned {_kind(returned)}{hint}.")
+
+
+def _is_scalar(value: Any, differentiable: bool) -> bool:
+    if not hasattr(value, "dtype"):
+        return isinstance(value, float if differentiable else (float, int))
+    kinds = (jnp.floating,) if differentiable else (jnp.floating, jnp.integer, jnp.bool_)
+    return jnp.shape(value) == () and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in a word or two."""
+    if hasattr(value, "dtype"):
+        dtype = "float0" if value.dtype == jax.dtypes.float0 else value.dtype
+        return f"{dtype}{list(jnp.shape(value))}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
 def check_float_leaves(name: str, tree: Any) -> None:
     """A pytree whose leaves are real floating-point arrays."""
     for where, dtype in _leaf_dtypes(name, tree):

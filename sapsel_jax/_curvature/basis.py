@@ -9,6 +9,7 @@ import optax
 
 from sapsel_jax._base.checks import check_count, check_float_leaves
 from sapsel_jax._base.examples import sum_over_examples
+from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Diagonal, Params
 
@@ -34,8 +35,8 @@ def basis_diagonal(
       A function `(params, *args)` that returns a pytree shaped like `params`, in float32 or wider.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays, or `chunk` is no
-        integer.
+      TypeError: if `params` holds anything but real floating-point arrays, `fn` returns anything
+        but one real scalar, or `chunk` is no integer.
       ValueError: if `chunk` is below 1.
 
     Cost: one Hessian-vector product per parameter: about 2 to 4 gradient equivalents each.
@@ -52,6 +53,7 @@ def basis_diagonal(
 
     def diagonal(params: Params, *args: Any) -> Diagonal:
         check_float_leaves("params", params)
+        scalar = one_scalar(fn, "fn")
         leaves, structure = jax.tree.flatten(params)
 
         def leaf_diagonal(position: int) -> jax.Array:
@@ -59,7 +61,7 @@ def basis_diagonal(
 
             def fn_of_leaf(value: jax.Array) -> jax.Array:
                 changed = [*leaves[:position], value, *leaves[position + 1 :]]
-                return fn(structure.unflatten(changed), *args)
+                return scalar(structure.unflatten(changed), *args)
 
             if leaf.size == 0:
                 return jnp.zeros(leaf.shape, wide_dtype(leaf.dtype))
@@ -127,8 +129,8 @@ def probe_diagonal(
       wider.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays, or a count is no
-        integer.
+      TypeError: if `params` holds anything but real floating-point arrays, `fn` returns anything
+        but one real scalar, or a count is no integer.
       ValueError: if a count is below 1.
 
     Cost: about 2 to 4 gradient equivalents per probe.
@@ -151,10 +153,11 @@ def probe_diagonal(
 
     def diagonal(params: Params, key: jax.Array, *args: Any) -> Diagonal:
         check_float_leaves("params", params)
+        scalar = one_scalar(fn, "fn")
         params = jax.tree.map(jnp.asarray, params)
 
         def one_probe(index: jax.Array) -> Diagonal:
-            return _probe(lambda p: fn(p, *args), params, jax.random.fold_in(key, index))
+            return _probe(lambda p: scalar(p, *args), params, jax.random.fold_in(key, index))
 
         def chunk_sum(indices: jax.Array) -> Diagonal:
             return jax.tree.map(lambda x: x.sum(0), jax.vmap(one_probe)(indices))

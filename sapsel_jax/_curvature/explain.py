@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from sapsel_jax._base.checks import check_float_leaves, named_leaves
+from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Example, LossFn, Params
 from sapsel_jax._curvature.propagation import describe
 from sapsel_jax._curvature.routes import Routes, Task, choose
@@ -96,7 +97,8 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
       the reason where it has no site.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays.
+      TypeError: if `params` holds anything but real floating-point arrays, or `loss_fn` returns
+        anything but one real scalar.
       NotImplementedError: if complex numbers depend on the parameters.
 
     Cost: no numbers are computed; a second or two for a network of a hundred operations.
@@ -120,7 +122,8 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
       total   ...
     """
     check_float_leaves("params", params)
-    graph = trace(lambda p, e: loss_fn(p, e, *args), params, example)
+    loss = one_scalar(loss_fn)
+    graph = trace(lambda p, e: loss(p, e, *args), params, example)
     routes = choose(graph)
     names = [name for name, _ in named_leaves(params)]
     propagated = _propagated(graph, routes)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._base.examples import check_options
+from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
 from sapsel_jax._curvature.hutchinson import Probed, examples_at_once, find_probed, pair
 from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
@@ -34,7 +35,8 @@ def empirical_fisher_diagonal(
       in float32 or wider. `weights` has shape (examples,).
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays.
+      TypeError: if `params` holds anything but real floating-point arrays, or `loss_fn` returns
+        anything but one real scalar.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if `microbatch` is below 1 or `reduction` is unknown.
       NotImplementedError: if complex numbers depend on the parameters.
@@ -54,7 +56,7 @@ def empirical_fisher_diagonal(
     check_options(microbatch, reduction)
 
     def diagonal(params: Params, batch: Batch, *args: Any, weights: Any = None) -> Diagonal:
-        graph, leaves, num_examples = read_loss(loss_fn, params, batch, args, weights)
+        graph, leaves, num_examples = read_loss(one_scalar(loss_fn), params, batch, args, weights)
         structures = {use: structure(graph, use) for use in find_uses(graph, additive=False)}
         probed = find_probed(graph, structures)
 

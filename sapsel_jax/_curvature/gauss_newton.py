@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from sapsel_jax._base.checks import check_count
 from sapsel_jax._base.examples import check_options
+from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, Params
 from sapsel_jax._curvature.hutchinson import Probed, examples_at_once, find_probed, pair
 from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
@@ -50,7 +51,8 @@ def gauss_newton_diagonal(
       in float32 or wider. `weights` has shape (examples,).
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays.
+      TypeError: if `params` holds anything but real floating-point arrays, or `output_loss_fn`
+        returns anything but one real scalar.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if `microbatch` is below 1 or `reduction` is unknown.
       NotImplementedError: if complex numbers depend on the parameters.
@@ -124,7 +126,8 @@ def sampled_gauss_newton_diagonal(
       `params`, in float32 or wider. `weights` has shape (examples,).
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays.
+      TypeError: if `params` holds anything but real floating-point arrays, or `output_loss_fn`
+        returns anything but one real scalar.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if a count is too small or `reduction` is unknown.
       NotImplementedError: if complex numbers depend on the parameters.
@@ -192,9 +195,10 @@ def _with_outputs(
     model_fn: Callable[..., Any], output_loss_fn: Callable[[Any, Any], jax.Array]
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """The loss of one example, and the outputs that it goes through as one vector."""
+    output_loss = one_scalar(output_loss_fn, "output_loss_fn")
 
     def fn(params: Params, example: Any, *args: Any) -> tuple[jax.Array, jax.Array]:
         flat, unravel = ravel_pytree(model_fn(params, example, *args))
-        return output_loss_fn(unravel(flat), example), flat
+        return output_loss(unravel(flat), example), flat
 
     return fn

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._base.examples import check_options
+from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
 from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
@@ -51,7 +52,8 @@ def hutchinson_diagonal(
       `params`, in float32 or wider; with `return_error` a pair `(diagonal, standard_error)`.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays.
+      TypeError: if `params` holds anything but real floating-point arrays, or `loss_fn` returns
+        anything but one real scalar.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if a count is too small or `reduction` is unknown.
       NotImplementedError: if complex numbers depend on the parameters.
@@ -81,7 +83,7 @@ def hutchinson_diagonal(
     def diagonal(
         params: Params, batch: Batch, key: jax.Array, *args: Any, weights: Any = None
     ) -> Any:
-        graph, leaves, num_examples = read_loss(loss_fn, params, batch, args, weights)
+        graph, leaves, num_examples = read_loss(one_scalar(loss_fn), params, batch, args, weights)
         structures = {use: structure(graph, use) for use in find_uses(graph)}
         probed = find_probed(graph, structures)
         at_once = microbatch or examples_at_once(graph, probed)

@@ -9,7 +9,7 @@ import optax
 
 from sapsel_jax._base.checks import batch_size
 from sapsel_jax._base.examples import sum_over_examples
-from sapsel_jax._base.losses import loss_sum
+from sapsel_jax._base.losses import loss_sum, one_scalar
 from sapsel_jax._base.types import Batch, LossFn, Params
 
 Product: TypeAlias = Callable[[Params], Params]
@@ -42,10 +42,11 @@ def gauss_newton_product(
     args: tuple[Any, ...] = (),
 ) -> Product:
     """v ↦ G v, with G the mean of Jᵀ H_c J: J of the model's outputs, H_c of the loss in them."""
+    output_loss = one_scalar(output_loss_fn, "output_loss_fn")
 
     def on_chunk(chunk: Batch) -> Product:
         outputs_of = lambda p: jax.vmap(lambda example: model_fn(p, example, *args))(chunk)
-        loss_of = lambda outputs: jnp.sum(jax.vmap(output_loss_fn)(outputs, chunk))
+        loss_of = lambda outputs: jnp.sum(jax.vmap(output_loss)(outputs, chunk))
         outputs, push = jax.linearize(outputs_of, params)
         curve = linear_part(jax.grad(loss_of), outputs)
         pull = jax.linear_transpose(push, params)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._base.examples import check_options
+from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
 from sapsel_jax._curvature.blocks import Block, as_function, find_blocks
@@ -64,7 +65,8 @@ def propagated_diagonal(
       `params`, in float32 or wider; with `return_error` a pair `(diagonal, standard_error)`.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays.
+      TypeError: if `params` holds anything but real floating-point arrays, or `loss_fn` returns
+        anything but one real scalar.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if a count is too small or `reduction` is unknown.
       NotImplementedError: if a `while` loop or complex numbers depend on the parameters.
@@ -95,7 +97,7 @@ def propagated_diagonal(
     def diagonal(
         params: Params, batch: Batch, key: jax.Array, *args: Any, weights: Any = None
     ) -> Any:
-        graph, leaves, num_examples = read_loss(loss_fn, params, batch, args, weights)
+        graph, leaves, num_examples = read_loss(one_scalar(loss_fn), params, batch, args, weights)
         structures = {use: structure(graph, use) for use in find_uses(graph)}
         passes = _plan(graph, structures)
         probes_at_once = 1 if microbatch else min(PROBES_AT_ONCE, num_probes)

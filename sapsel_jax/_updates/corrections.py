@@ -39,7 +39,8 @@ def gradient_change(
       A pytree shaped like `params`, float32 or wider.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays.
+      TypeError: if `params` holds anything but real floating-point arrays, or `loss_fn` returns
+        anything but one real scalar.
       ValueError: if a batch is empty, `corrected` differs from `original` in structure or number,
         or a count is too small.
 

@@ -50,7 +50,7 @@ def first_order_update(
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays or `mask` anything but
-        bool arrays.
+        bool arrays, or `loss_fn` returns anything but one real scalar.
       ValueError: if a batch is empty, `corrected` differs from `original` in structure or number,
         `mask` does not fit `params`, or a number is out of range.
 

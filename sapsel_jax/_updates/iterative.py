@@ -48,7 +48,7 @@ def iterative_update(
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays or `mask` anything but
-        bool arrays.
+        bool arrays, or `loss_fn` returns anything but one real scalar.
       ValueError: if the batches are empty or differ in length, `retained` differs from them in
         structure, steps or the shape of an example, or `mask` does not fit `params`.
 

@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from sapsel_jax._base.checks import batch_size, check_count, check_positive
-from sapsel_jax._base.losses import gradient_sum, loss_change
+from sapsel_jax._base.losses import gradient_sum, loss_change, one_scalar
 from sapsel_jax._base.precision import widen
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params
 from sapsel_jax._curvature.exact import exact_diagonal
@@ -104,7 +104,8 @@ def second_order_update(
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays or `mask` anything but
-        bool arrays, or a number is none.
+        bool arrays, `loss_fn`, `output_loss_fn` or `penalty_fn` returns anything but one real
+        scalar, or a number is none.
       ValueError: if a batch is empty, `corrected` differs from `original` in structure or number,
         `mask` does not fit `params`, a number is out of range, or only one of `model_fn` and
         `output_loss_fn` is given, or `penalty_fn` without them.
@@ -144,6 +145,8 @@ def second_order_update(
         raise ValueError("`model_fn` and `output_loss_fn` must be given together.")
     if penalty_fn is not None and model_fn is None:
         raise ValueError("`penalty_fn` must be given with `model_fn` and `output_loss_fn`.")
+    if penalty_fn is not None:
+        penalty_fn = one_scalar(penalty_fn, "penalty_fn")
     num_data = batch_size("data", data)
     if solver is None:
         total = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))

@@ -44,7 +44,8 @@ def train_ensemble(
       shape (models, steps). A model that diverges ends in NaN and leaves the others alone.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays or `ids` no integers.
+      TypeError: if `params` holds anything but real floating-point arrays or `ids` no integers, or
+        `loss_fn` returns anything but one real scalar.
       ValueError: if the data is empty, `ids` has other axes, or the number of models differs.
 
     Cost: models × steps gradients. On a CPU one model already fills the cores. Measured on 2 cores,

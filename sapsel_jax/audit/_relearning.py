@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from sapsel_jax._base.checks import batch_size as count_examples
-from sapsel_jax._base.checks import check_count, check_float_leaves
+from sapsel_jax._base.checks import check_count, check_float_leaves, check_scalar
 from sapsel_jax._base.types import Batch, LossFn, Params
 from sapsel_jax._updates.iterative import iterative_update
 from sapsel_jax.audit._ensembles import map_models
@@ -94,8 +94,9 @@ def relearn(
       size whose score is NaN is never the best, unless all are.
 
     Raises:
-      TypeError: if `params` or `step_sizes` hold anything but real floating-point arrays, or a
-        count is no Python integer.
+      TypeError: if `params` or `step_sizes` hold anything but real floating-point arrays,
+        `loss_fn` or `score_fn` returns anything but one real scalar, or a count is no Python
+        integer.
       ValueError: if a batch is empty, the counts do not rise or exceed the examples, there are no
         step sizes, or a number is out of range.
 
@@ -135,20 +136,25 @@ def relearn(
     check_not_empty("step_sizes", step_sizes)
     turns = jnp.arange(num_steps * batch_size).reshape(num_steps, batch_size)
 
+    def score(model: Params) -> jax.Array:
+        rate = score_fn(model, heldout, *args)
+        check_scalar("score_fn", rate, differentiable=False)
+        return jnp.asarray(rate, step_sizes.dtype)
+
     def attack(trial: tuple[jax.Array, jax.Array]) -> jax.Array:
         step_size, count = trial
         batches = jax.tree.map(lambda x: jnp.asarray(x)[turns % count], examples)
         relearned, _ = iterative_update(
             loss_fn, params, batches, optimizer=optimizer(step_size), args=args
         )
-        return jnp.asarray(score_fn(relearned, heldout, *args), step_sizes.dtype)
+        return score(relearned)
 
     some = jnp.asarray([count for count in counts if count > 0])
     pairs = jnp.repeat(step_sizes, some.size), jnp.tile(some, step_sizes.size)
     trials = map_models(attack, pairs, at_once).reshape(step_sizes.size, some.size)
     if counts[0] == 0:
-        before = jnp.asarray(score_fn(params, heldout, *args), trials.dtype)
-        trials = jnp.concatenate([jnp.full_like(trials[:, :1], before), trials], axis=1)
+        before = jnp.full_like(trials[:, :1], score(params))
+        trials = jnp.concatenate([before, trials], axis=1)
     mean = jnp.mean(trials, axis=1)
     best = jnp.argmax(jnp.where(jnp.isnan(mean), -jnp.inf, mean))
     return Relearning(trials[best], step_sizes[best], trials)
