@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 
 import sapsel_jax as sap
-from benchmarks.ablation.study import Part, load_case
+from benchmarks.ablation.study import Part
 from benchmarks.learning.models import Model
-from benchmarks.measures.metrics import accuracy
+from benchmarks.methods.case import Case, make_case
+from benchmarks.methods.tuning import judge
 from benchmarks.methods.updates import newton_steps
 from benchmarks.tools.records import Record
-from benchmarks.unlearn.comparison import Case, tuning_objective
 
 DEFAULTS_SEEDS = 5
 
@@ -65,7 +65,7 @@ def measure_defaults(part: Part, record: Record, advance: Callable[[str], None])
       advance: called with a few words before each variant.
     """
     for seed in range(1, _seeds(part) + 1):
-        case = functools.cache(functools.partial(load_case, part, seed))
+        case = functools.cache(functools.partial(make_case, part.settings, seed))
         for variant in VARIANTS:
             words = ", ".join(f"{name} {value}" for name, value in variant._asdict().items())
             advance(f"{part.name}, seed {seed}: {words}")
@@ -95,16 +95,11 @@ def _row(part: Part, case: Case, variant: Variant) -> dict[str, Any]:
         num_steps=variant.num_steps,
         adapt_damping=variant.adapt_damping,
     )
-    validation = accuracy(case.model, params, case.dataset.validation)
-    forget = accuracy(case.model, params, case.poisoned.forget)
-    objective = tuning_objective(validation, forget, case.poisoned.corrected is None)
     return {
         "part": part.name,
         **variant._asdict(),
         "seed": case.seed,
-        "validation_accuracy": round(validation, 5),
-        "forget_accuracy": round(forget, 5),
-        "objective": round(objective, 5),
+        **{name: round(value, 5) for name, value in judge(case, params)._asdict().items()},
         "converged": bool(certificate.converged),
         "steps_taken": int(certificate.num_steps),
         "iterations": int(certificate.iterations),

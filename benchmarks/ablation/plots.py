@@ -10,10 +10,10 @@ from matplotlib.lines import Line2D
 
 from benchmarks.ablation.findings import Comparison, Findings
 from benchmarks.methods.rankings import LIKE, RANKED
+from benchmarks.reporting.palette import COLOURS
 from benchmarks.reporting.tables import SHORT_TITLES, TITLES, plain_name
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.statistics import Interval
-from benchmarks.unlearn.plots import COLOURS
 
 SHARPEST_CONTROL = f"{LIKE}sharpest"
 # Colour, marker and line, so that a curve is known without its colour.

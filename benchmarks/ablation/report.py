@@ -11,6 +11,7 @@ from benchmarks.ablation.stability import FRACTION
 from benchmarks.ablation.study import Part
 from benchmarks.measures.summary import ACCURACIES
 from benchmarks.methods.rankings import LIKE, PER_LEAF, RANKED, summary
+from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.methods.updates import STUDIED_UPDATES
 from benchmarks.reporting.tables import (
     SHORT_TITLES,
@@ -20,7 +21,6 @@ from benchmarks.reporting.tables import (
     short_number,
 )
 from benchmarks.tools.statistics import Interval
-from benchmarks.unlearn.comparison import TUNING_SEED
 
 
 class Study(NamedTuple):

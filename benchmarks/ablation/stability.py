@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 import sapsel_jax as sap
-from benchmarks.ablation.study import Part, load_case
+from benchmarks.ablation.study import Part
 from benchmarks.learning.data import Split
 from benchmarks.learning.models import Model
+from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.rankings import PER_LEAF, RANKED, SCORES, Evidence, gather, score_all
 from benchmarks.methods.updates import as_batch
 from benchmarks.tools.records import Record
-from benchmarks.unlearn.comparison import Case
 
 STABILITY_KEY = ("part", "method", "kind", "seed")
 KINDS = {
@@ -51,7 +51,7 @@ def measure_stability(part: Part, record: Record, advance: Callable[[str], None]
 
     @functools.lru_cache(maxsize=2)
     def masks_of(seed: int) -> tuple[Case, Evidence, dict[str, Any]]:
-        case = load_case(part, seed)
+        case = make_case(part.settings, seed)
         evidence = _evidence(case)
         return case, evidence, _masks(evidence)
 

@@ -5,28 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
-
 from benchmarks.learning.settings import Settings
-from benchmarks.measures.metrics import (
-    accuracy,
-    count_changed,
-    count_entries,
-    judged_sets,
-    towards_retraining,
-)
+from benchmarks.measures.metrics import count_changed, count_entries, towards_retraining
+from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.curvature import gradient_equivalents, timed
 from benchmarks.methods.rankings import Gathered, gather, make_masks, mask_names, needs
+from benchmarks.methods.tuning import TUNING_SEED, best, try_all
 from benchmarks.methods.updates import STUDIED_UPDATES
 from benchmarks.tools.records import Record
-from benchmarks.unlearn.comparison import (
-    TUNING_SEED,
-    Case,
-    evaluate,
-    make_case,
-    retrain,
-    tuning_objective,
-)
 
 TRIAL_KEY = ("part", "method", "fraction", "update")
 CELL_KEY = (*TRIAL_KEY, "seed")
@@ -46,12 +32,6 @@ class Part(NamedTuple):
     """The shares of the entries that masks select."""
     updates: tuple[str, ...] = tuple(STUDIED_UPDATES)
     """The keys of `STUDIED_UPDATES` to run."""
-
-
-def load_case(part: Part, seed: int) -> Case:
-    """A seed's poisoned model, with what it was trained on and what corrects it."""
-    dataset = part.settings.load(seed)
-    return make_case(part.settings, part.settings.build(dataset), dataset, seed)
 
 
 def count_work(part: Part) -> int:
@@ -106,7 +86,7 @@ class Bench:
     @classmethod
     def make(cls, part: Part, seed: int) -> "Bench":
         """Trains the poisoned model of a seed and makes every mask."""
-        case = load_case(part, seed)
+        case = make_case(part.settings, seed)
         model, sample, corrections = case.model, case.material.sample, case.corrections
         gathered = gather(
             model,
@@ -123,26 +103,21 @@ class Bench:
     def tune(self, name: Name, update: str) -> dict[str, Any]:
         """The trials of one update with one mask, and the value they chose."""
         case, spec = self.case, STUDIED_UPDATES[update]
-        removal = case.poisoned.corrected is None
-        validations, forgets = [], []
-        for value in spec.trials:
+
+        def run(value: float) -> Any:
             work = (case.model, case.params, self.masks[name], case.corrections, value)
-            params, _ = spec.run(*work)
-            validations.append(accuracy(case.model, params, case.dataset.validation))
-            forgets.append(accuracy(case.model, params, case.poisoned.forget))
-        objectives = [
-            tuning_objective(validation, forget, removal)
-            for validation, forget in zip(validations, forgets, strict=True)
-        ]
-        best = max(range(len(objectives)), key=lambda i: objectives[i])
+            return spec.run(*work)[0]
+
+        judgements = try_all(case, run, spec.trials)
+        chosen = best(judgements)
         return {
             **self._names(name, update),
             "tuned": spec.tuned,
             "values": spec.trials,
-            "validation_accuracy": _rounded(validations),
-            "forget_accuracy": _rounded(forgets),
-            "chosen": spec.trials[best],
-            "at_edge": best in (0, len(objectives) - 1),
+            "validation_accuracy": [round(j.validation_accuracy, 5) for j in judgements],
+            "forget_accuracy": [round(j.forget_accuracy, 5) for j in judgements],
+            "chosen": spec.trials[chosen],
+            "at_edge": chosen in (0, len(judgements) - 1),
         }
 
     def cell(self, name: Name, update: str, value: float) -> dict[str, Any]:
@@ -157,40 +132,26 @@ class Bench:
             "update_seconds": round(seconds, 4),
             "selection_example_gradients": sum(self._evidence_gradients(n) for n in needed),
             "update_example_gradients": gradients,
-            "retrain_example_gradients": case.steps * self.part.settings.recipe.batch_size,
+            "retrain_example_gradients": case.retrain_example_gradients,
             "tuned_value": value,
         }
 
     def reference_rows(self) -> list[dict[str, Any]]:
         """The poisoned and the retrained model."""
-        both = {"poisoned": self.case.params, "retrained": self._retrained}
+        both = {"poisoned": self.case.params, "retrained": self.case.retrained.params}
         return [self._row((method, None), "none", params) for method, params in both.items()]
 
-    @functools.cached_property
-    def _retrained(self) -> Any:
-        return jax.block_until_ready(retrain(self.part.settings, self.case))
-
-    @functools.cached_property
-    def _references(self) -> dict[str, dict[str, Any]]:
-        return {
-            "poisoned": evaluate(self.case, self.case.params),
-            "retrained": evaluate(self.case, self._retrained),
-        }
-
     def _row(self, name: Name, update: str, params: Any) -> dict[str, Any]:
-        figures = evaluate(self.case, params)
-        sets = judged_sets(self.case.dataset, self.case.poisoned)
-        towards = towards_retraining(sets, figures, **self._references)
+        case = self.case
+        figures = case.evaluate(params)
+        towards = towards_retraining(case.sets, figures, **case.references)
         measured = figures | {k: v for k, v in towards.items() if k.endswith("_recovery")}
         return {
             **self._names(name, update),
-            "seed": self.case.seed,
-            "dataset": self.case.dataset.name,
-            "variant": self.case.dataset.variant,
-            "model": self.part.settings.model,
-            "scenario": self.part.settings.scenario,
+            "seed": case.seed,
+            **case.names,
             **{k: None if v is None else round(v, 5) for k, v in measured.items()},
-            "changed_entries": count_changed(self.case.params, params),
+            "changed_entries": count_changed(case.params, params),
             "total_entries": count_entries(params),
         }
 
@@ -207,7 +168,3 @@ class Bench:
             "forget_fisher": originals,
             "data_fisher": sample,
         }[name]
-
-
-def _rounded(values: list[float]) -> list[float]:
-    return [round(value, 5) for value in values]

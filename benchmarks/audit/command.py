@@ -12,14 +12,15 @@ from rich.table import Table
 
 from benchmarks.audit.ensembles import evidence, margins, train_models, tune, unlearn_models
 from benchmarks.learning.settings import Settings, command_line
+from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.curvature import timed
 from benchmarks.methods.masks import METHODS
+from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.reporting.tables import markdown_table, plain_name, wide_console
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_choice
 from benchmarks.tools.folders import result_folder, write_jsonl
 from benchmarks.tools.page import write_page
-from benchmarks.unlearn.comparison import TUNING_SEED, Case, make_case
 
 UPDATE = "iterative"
 FIGURES = ("klom_median", "klom_95", "lira_accuracy", "lira_95")
@@ -60,14 +61,12 @@ class Audit(Settings):
 
     def measure(self, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
         """A row for each seed, method and set of examples; `report` is told what is going on."""
-        dataset = self.load(TUNING_SEED)
-        model = self.build(dataset)
         report("Tuning")
-        case = make_case(self._sized(), model, dataset, TUNING_SEED)
+        case = make_case(self._sized(), TUNING_SEED)
         values = {method: tune(case, method, UPDATE) for method in self.methods}
         for seed in range(1, self.seeds + 1):
             report(f"Seed {seed}: training single models")
-            case = make_case(self._sized(), model, self.load(seed), seed)
+            case = make_case(self._sized(), seed)
             yield from self._compare(case, values, report)
 
     def _compare(
@@ -96,10 +95,7 @@ class Audit(Settings):
         def rows(method: str, models: Any, spent: float, value: Any) -> Iterator[dict[str, Any]]:
             for name, split in sets.items():
                 yield {
-                    "dataset": case.dataset.name,
-                    "variant": case.dataset.variant,
-                    "model": self.model,
-                    "scenario": self.scenario,
+                    **case.names,
                     "seed": case.seed,
                     "method": method,
                     "update": "none" if value is None else UPDATE,

@@ -16,10 +16,10 @@ import sapsel_jax as sap
 from benchmarks.learning.data import Split
 from benchmarks.learning.models import AT_ONCE, Model
 from benchmarks.learning.training import Recipe, shuffled_batches
-from benchmarks.measures.metrics import accuracy
+from benchmarks.methods.case import Case
 from benchmarks.methods.masks import METHODS
+from benchmarks.methods.tuning import best, try_all
 from benchmarks.methods.updates import UPDATES, Update, as_batch
-from benchmarks.unlearn.comparison import Case, tuning_objective
 
 
 class Evidence(NamedTuple):
@@ -94,13 +94,10 @@ def tune(case: Case, method: str, update: str) -> float:
     """The value of the update's tuned number that serves this case best: never a reported one."""
     mask, spec = METHODS[method].select(case.material), UPDATES[update]
 
-    def objective(value: float) -> float:
-        params, _ = spec.run(case.model, case.params, mask, case.corrections, value)
-        validation = accuracy(case.model, params, case.dataset.validation)
-        forget = accuracy(case.model, params, case.poisoned.forget)
-        return tuning_objective(validation, forget, case.poisoned.corrected is None)
+    def run(value: float) -> Any:
+        return spec.run(case.model, case.params, mask, case.corrections, value)[0]
 
-    return max(spec.trials, key=objective)
+    return spec.trials[best(try_all(case, run, spec.trials))]
 
 
 def unlearn_models(case: Case, models: Any, method: str, update: str, value: float) -> Any:

@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.learning.checkpoints import Trained, train_once
-from benchmarks.learning.data import Split
-from benchmarks.learning.scenarios import notice, poison
+from benchmarks.learning.checkpoints import Trained
+from benchmarks.learning.scenarios import notice
 from benchmarks.learning.settings import Settings
-from benchmarks.learning.training import num_steps
-from benchmarks.measures.metrics import accuracy
+from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.curvature import timed
+from benchmarks.methods.tuning import TUNING_SEED, Judgement, best, try_all
 from benchmarks.paper.evidence import (
-    Subject,
     changes,
     figures,
     membership,
@@ -29,7 +27,6 @@ from benchmarks.paper.evidence import (
 from benchmarks.paper.problems import Problem
 from benchmarks.paper.procedures import PROCEDURES, Trial
 from benchmarks.tools.records import Record
-from benchmarks.unlearn.comparison import TUNING_SEED, tuning_objective
 
 TRIAL_KEY = ("scenario", "method", "fraction", "budget")
 CELL_KEY = ("scenario", "known", "method", "fraction", "budget", "seed")
@@ -127,48 +124,18 @@ def _key(row: dict[str, Any], names: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(row[name] for name in names)
 
 
-def make_subject(
-    settings: Settings, cache: Path, seed: int, *, retrain: bool = True
-) -> tuple[Subject, float]:
-    """Poisons the data of a seed and trains on it, and on what it should have been.
-
-    Args:
-      settings: which data and which network.
-      cache: folder of trained parameters.
-      seed: of everything.
-      retrain: whether there is to be a retrained model; none is needed for tuning.
-
-    Returns:
-      The subject, and the seconds that retraining took.
-    """
-    dataset = settings.load(seed)
-    model = settings.build(dataset)
-    poisoned = poison(dataset, settings.scenario, settings.poison_share, seed)
-    everything = np.arange(len(poisoned.train.labels))
-    steps = num_steps(settings.recipe, len(everything))
-
-    def trained(storage: Split, ids: np.ndarray) -> Trained:
-        return train_once(cache, model, settings.recipe, storage, ids, steps, seed)
-
-    before = trained(poisoned.train, everything)
-    ids = poisoned.retained if poisoned.corrected is None else everything
-    after = trained(dataset.train, ids) if retrain else Trained(None, 0.0)
-    pair = (before.params, after.params)
-    return Subject(settings.scenario, seed, model, dataset, poisoned, *pair, steps), after.seconds
-
-
 def tune(benches: Sequence["Bench"], scenario: str, arm: Arm) -> dict[str, Any]:
     """The trials of an arm and the one whose objective was best over these seeds."""
-    results = np.mean([bench.try_all(arm) for bench in benches], axis=0)
-    validation, forget, objective = results.T
     trials = PROCEDURES[arm.method].trials
+    results = np.mean([bench.try_all(arm) for bench in benches], axis=0)
+    judgements = [Judgement(*result) for result in results.tolist()]
     return {
         "scenario": scenario,
         **arm._asdict(),
         "trials": list(trials),
-        "validation_accuracy": [round(float(v), 5) for v in validation],
-        "forget_accuracy": [round(float(f), 5) for f in forget],
-        "chosen": trials[int(np.argmax(objective))],
+        "validation_accuracy": [round(j.validation_accuracy, 5) for j in judgements],
+        "forget_accuracy": [round(j.forget_accuracy, 5) for j in judgements],
+        "chosen": trials[best(judgements)],
     }
 
 
@@ -176,53 +143,43 @@ def tune(benches: Sequence["Bench"], scenario: str, arm: Arm) -> dict[str, Any]:
 class Bench:
     """One seed of a scenario, ready for procedures."""
 
-    settings: Settings
-    subject: Subject
-    retrain_seconds: float
+    case: Case
     main: tuple[Arm, ...]
     """The arms that are attacked, where all poisoned examples are known."""
 
     @classmethod
     def make(cls, contest: Contest, scenario: str, seed: int) -> "Bench":
-        """Trains the models of a seed, or reads them from the cache."""
-        settings, retrain = contest.settings[scenario], seed not in contest.tuning_seeds
-        made = make_subject(settings, contest.cache, seed, retrain=retrain)
-        return cls(settings, *made, contest.arms)
+        """Trains the poisoned model of a seed, or reads it from the cache."""
+        return cls(make_case(contest.settings[scenario], seed, contest.cache), contest.arms)
 
     def problem(self, arm: Arm, known: float) -> Problem:
         """What a procedure may use."""
-        subject, seed = self.subject, self.subject.seed
-        poisoned = subject.poisoned
+        case, seed = self.case, self.case.seed
+        poisoned = case.poisoned
         if known < 1:
             poisoned = notice(poisoned, known, seed)
         return Problem(
-            model=subject.model,
-            params=subject.params,
+            model=case.model,
+            params=case.params,
             train=poisoned.train,
             data=poisoned.data,
             original=poisoned.original,
             corrected=poisoned.corrected,
             retained=poisoned.train.take(poisoned.retained),
-            num_classes=subject.dataset.num_classes,
-            batch_size=self.settings.recipe.batch_size // BATCHES_IN_ONE,
-            budget=int(arm.budget * self._retrain_gradients),
+            num_classes=case.dataset.num_classes,
+            batch_size=self.case.settings.recipe.batch_size // BATCHES_IN_ONE,
+            budget=int(arm.budget * self.case.retrain_example_gradients),
             fraction=arm.fraction,
             seed=seed,
         )
 
-    def try_all(self, arm: Arm) -> np.ndarray:
-        """Validation and forget accuracy and the objective of every trial of an arm."""
+    def try_all(self, arm: Arm) -> list[Judgement]:
+        """What every trial of an arm leads to."""
         procedure, problem = PROCEDURES[arm.method], self.problem(arm, 1.0)
-        subject, evidence = self.subject, procedure.select(problem)
+        evidence = procedure.select(problem)
         budget = problem.budget - procedure.selection_gradients(problem)
-        results = []
-        for trial in procedure.trials:
-            params, _ = procedure.run(problem, evidence, budget, trial)
-            validation = accuracy(subject.model, params, subject.dataset.validation)
-            forget = accuracy(subject.model, params, subject.poisoned.forget)
-            objective = tuning_objective(validation, forget, problem.corrected is None)
-            results.append((validation, forget, objective))
-        return np.array(results)
+        run = lambda trial: procedure.run(problem, evidence, budget, trial)[0]
+        return try_all(self.case, run, procedure.trials)
 
     def measure(self, arm: Arm, known: float, trial: Trial) -> dict[str, Any]:
         """All figures of an arm with its tuned numbers."""
@@ -230,7 +187,7 @@ class Bench:
         budget = problem.budget - procedure.selection_gradients(problem)
         select = lambda: procedure.select(problem)
         run = lambda evidence: procedure.run(problem, evidence, budget, trial)
-        if (shape := (self.subject.model, self.subject.scenario, arm, known)) not in _RUN_BEFORE:
+        if (shape := (self.case.model, self.case.settings.scenario, arm, known)) not in _RUN_BEFORE:
             jax.block_until_ready(run(select()))  # compiles
             _RUN_BEFORE.add(shape)
         evidence, selection_seconds = timed(select)
@@ -245,43 +202,40 @@ class Bench:
 
     def reference_rows(self) -> list[dict[str, Any]]:
         """The poisoned and the retrained model."""
-        rows = []
-        for name, params, seconds, gradients in (
-            ("poisoned", self.subject.params, 0.0, 0),
-            ("retrained", self.subject.retrained, self.retrain_seconds, self._retrain_gradients),
+        case, rows = self.case, []
+        for name, trained, gradients in (
+            ("poisoned", Trained(case.params, 0.0), 0),
+            ("retrained", case.retrained, case.retrain_example_gradients),
         ):
             costs = {
                 "selection_seconds": 0.0,
-                "update_seconds": round(seconds, 4),
+                "update_seconds": round(trained.seconds, 4),
                 "selection_example_gradients": 0,
                 "update_example_gradients": gradients,
             }
-            rows.append(self._row(Arm(name, 1.0, 1.0), 1.0, params) | costs)
+            rows.append(self._row(Arm(name, 1.0, 1.0), 1.0, trained.params) | costs)
         return rows
 
     def _row(self, arm: Arm, known: float, params: Any) -> dict[str, Any]:
-        subject, measured = self.subject, figures(self.subject, params)
+        case, measured = self.case, figures(self.case, params)
         before, aim = self._references
-        evidence = measured | towards(subject, measured, before, aim) | changes(subject, params)
+        evidence = measured | towards(case, measured, before, aim) | changes(case, params)
         if known == 1 and (arm in self.main or arm.method in REFERENCES):
             evidence |= self._attacks(params)
         return {
-            "dataset": subject.dataset.name,
-            "variant": subject.dataset.variant,
-            "model": self.settings.model,
-            "scenario": subject.scenario,
+            **case.names,
             "known": known,
             **arm._asdict(),
-            "seed": subject.seed,
+            "seed": case.seed,
             **{k: round(v, 4) if isinstance(v, float) else v for k, v in evidence.items()},
-            "retrain_example_gradients": self._retrain_gradients,
+            "retrain_example_gradients": case.retrain_example_gradients,
         }
 
     def _attacks(self, params: Any) -> dict[str, Any]:
-        curve = relearning(self.subject, params)
-        counts = relearning_counts(len(self.subject.poisoned.original.labels))
+        curve = relearning(self.case, params)
+        counts = relearning_counts(len(self.case.poisoned.original.labels))
         return {
-            **membership(self.subject, params),
+            **membership(self.case, params),
             "relearning_counts": counts,
             "relearning": curve,
             **relearning_areas(curve, self._retrained_curve, counts),
@@ -289,16 +243,12 @@ class Bench:
 
     @functools.cached_property
     def _references(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        subject = self.subject
-        return figures(subject, subject.params), figures(subject, subject.retrained)
+        case = self.case
+        return figures(case, case.params), figures(case, case.retrained.params)
 
     @functools.cached_property
     def _retrained_curve(self) -> list[float]:
-        return relearning(self.subject, self.subject.retrained)
-
-    @property
-    def _retrain_gradients(self) -> int:
-        return self.subject.steps * self.settings.recipe.batch_size
+        return relearning(self.case, self.case.retrained.params)
 
 
 _RUN_BEFORE: set[tuple[Any, ...]] = set()

@@ -1,7 +1,7 @@
 """What is measured of one model: accuracies, membership, relearning, distances."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,16 @@ import numpy as np
 import sapsel_jax as sap
 from benchmarks.learning.data import Dataset, Split
 from benchmarks.learning.models import AT_ONCE, Model
-from benchmarks.learning.scenarios import TARGET, Poisoned, add_mark, add_trigger, shift_labels
+from benchmarks.learning.scenarios import TARGET, add_mark, add_trigger, shift_labels
 from benchmarks.learning.training import compute_logits
 from benchmarks.measures.metrics import (
     accuracies,
     accuracy,
     count_changed,
     count_entries,
-    judged_sets,
     towards_retraining,
 )
+from benchmarks.methods.case import Case
 from benchmarks.methods.updates import as_batch
 
 MOST = 1_000
@@ -30,26 +30,6 @@ HELD_SHARE = 0.2
 """Of the poisoned examples: what the attacker chooses from."""
 STEP_SIZES = (1e-3, 3e-3, 1e-2)
 RELEARNING_STEPS, RELEARNING_BATCH = 30, 10
-
-
-class Subject(NamedTuple):
-    """One seed: the poisoned and the retrained model, and the data they are judged on."""
-
-    scenario: str
-    seed: int
-    model: Model
-    dataset: Dataset
-    poisoned: Poisoned
-    params: Any
-    """The poisoned model's parameters."""
-    retrained: Any
-    steps: int
-    """Training steps of both."""
-
-    @property
-    def sets(self) -> dict[str, Split | None]:
-        """What each accuracy is measured on."""
-        return judged_sets(self.dataset, self.poisoned)
 
 
 def unseen_alike(dataset: Dataset, scenario: str) -> Split:
@@ -65,48 +45,48 @@ def unseen_alike(dataset: Dataset, scenario: str) -> Split:
     return dataset.test
 
 
-def figures(subject: Subject, params: Any) -> dict[str, Any]:
+def figures(case: Case, params: Any) -> dict[str, Any]:
     """Accuracies: of the test set, the forget set, the retained set, and the attack's success."""
-    measured = accuracies(subject.model, params, subject.sets)
-    retained = subject.poisoned.train.take(subject.poisoned.retained[:MOST])
-    return measured | {"retain_accuracy": accuracy(subject.model, params, retained)}
+    measured = accuracies(case.model, params, case.sets)
+    retained = case.poisoned.train.take(case.poisoned.retained[:MOST])
+    return measured | {"retain_accuracy": accuracy(case.model, params, retained)}
 
 
 def towards(
-    subject: Subject, after: dict[str, Any], before: dict[str, Any], aim: dict[str, Any]
+    case: Case, after: dict[str, Any], before: dict[str, Any], aim: dict[str, Any]
 ) -> dict[str, Any]:
     """What of each gap is recovered, what is left of it, and the tug-of-war over all.
 
     Args:
-      subject: whose figures they are.
+      case: whose figures they are.
       after: the figures of the unlearned model.
       before: those of the poisoned model.
       aim: those of the retrained model.
     """
-    fields = towards_retraining(subject.sets, after, before, aim)
+    fields = towards_retraining(case.sets, after, before, aim)
     pulled = ("forget_accuracy", "retain_accuracy", "test_accuracy")
     of = lambda measured: jnp.array([measured[name] for name in pulled], jnp.float32)
     return fields | {"tug_of_war": float(sap.audit.tug_of_war(of(after), of(aim)))}
 
 
-def changes(subject: Subject, params: Any) -> dict[str, Any]:
+def changes(case: Case, params: Any) -> dict[str, Any]:
     """How far the parameters went, and how far they are from the retrained ones."""
     return {
-        "changed_entries": count_changed(subject.params, params),
+        "changed_entries": count_changed(case.params, params),
         "total_entries": count_entries(params),
-        "moved": float(sap.audit.distance(params, subject.params)),
-        "distance": float(sap.audit.distance(params, subject.retrained)),
+        "moved": float(sap.audit.distance(params, case.params)),
+        "distance": float(sap.audit.distance(params, case.retrained.params)),
     }
 
 
-def membership(subject: Subject, params: Any) -> dict[str, float]:
+def membership(case: Case, params: Any) -> dict[str, float]:
     """Whether the poisoned examples can be told from unseen ones made alike: 1/2 is chance."""
-    rng = np.random.default_rng([subject.seed, 7])
+    rng = np.random.default_rng([case.seed, 7])
     sets = []
-    for split in (subject.poisoned.original, unseen_alike(subject.dataset, subject.scenario)):
+    for split in (case.poisoned.original, unseen_alike(case.dataset, case.settings.scenario)):
         count = len(split.labels)
         sets.append(split.take(rng.permutation(count)[:MOST]))
-    entropy, logistic = _membership(subject.model, params, *sets)
+    entropy, logistic = _membership(case.model, params, *sets)
     return {"membership_entropy": float(entropy), "membership_logistic": float(logistic)}
 
 
@@ -132,15 +112,15 @@ def _num_held(num_poisoned: int) -> int:
     return max(1, round(HELD_SHARE * num_poisoned))
 
 
-def relearning(subject: Subject, params: Any) -> list[float]:
+def relearning(case: Case, params: Any) -> list[float]:
     """How often what was unlearned comes back on the other poisoned examples, for each count."""
-    split = subject.poisoned.original
+    split = case.poisoned.original
     counts = relearning_counts(len(split.labels))
-    order = np.random.default_rng([subject.seed, 8]).permutation(len(split.labels))
+    order = np.random.default_rng([case.seed, 8]).permutation(len(split.labels))
     held = _num_held(len(order))
     examples = as_batch(split.take(order[:held][: counts[-1]]))
     heldout = as_batch(split.take(order[held:][:MOST]))
-    rates = _relearn(subject.model, counts, params, examples, heldout)
+    rates = _relearn(case.model, counts, params, examples, heldout)
     return [round(float(rate), 4) for rate in rates]
 
 

@@ -7,6 +7,7 @@ from benchmarks.paper.contest import Arm
 from benchmarks.paper.summary import Rows, Standing, standings
 from benchmarks.reporting.tables import (
     NONE,
+    WORDS,
     markdown_table,
     percent,
     plain_name,
@@ -14,7 +15,6 @@ from benchmarks.reporting.tables import (
     towards_retraining,
 )
 from benchmarks.tools.statistics import Interval
-from benchmarks.unlearn.plots import WORDS
 
 
 def figures_table(rows: Rows, scenario: str, arms: Sequence[Arm]) -> str:

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.paper.contest import REFERENCES, Arm, Contest, make_subject
+from benchmarks.methods.case import make_case
+from benchmarks.methods.tuning import TUNING_SEED
+from benchmarks.paper.contest import REFERENCES, Arm, Contest
 from benchmarks.paper.procedures import PROPOSED
 from benchmarks.paper.summary import FORGET_MEASURE, OUR_PREFIXES, Rows, of, standing, standings
-from benchmarks.reporting.tables import plain_name
+from benchmarks.reporting.images import draw_images
+from benchmarks.reporting.tables import WORDS, plain_name
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.statistics import interval
-from benchmarks.unlearn.comparison import TUNING_SEED
-from benchmarks.unlearn.plots import WORDS, draw_images
 
 OURS, SHARPEST, OTHERS = "#D55E00", "#009E73", "#0072B2"
 CURVES = {
@@ -37,8 +38,8 @@ def draw_paper(folder: Path, contest: Contest, rows: Rows) -> dict[str, str]:
     pictures = {}
     for scenario, settings in contest.settings.items():
         name = f"images-{scenario}.png"
-        subject, _ = make_subject(settings, contest.cache, TUNING_SEED, retrain=False)
-        draw_images(folder / name, subject.poisoned)
+        case = make_case(settings, TUNING_SEED, contest.cache)
+        draw_images(folder / name, case.poisoned)
         pictures[f"images {scenario}"] = name
     scenarios = [s for s in contest.settings if any(row["scenario"] == s for row in rows)]
     _draw_gaps(folder / "gaps.png", rows, scenarios, contest.arms)

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.learning.scenarios import SCENARIOS
+from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.curvature import estimator, gradient_equivalents
+from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.methods.updates import as_batch
-from benchmarks.paper.contest import REFERENCES, Arm, Contest, make_subject
+from benchmarks.paper.contest import REFERENCES, Arm, Contest
 from benchmarks.paper.evidence import (
     HELD_SHARE,
     RELEARNING_BATCH,
     RELEARNING_STEPS,
     STEP_SIZES,
-    Subject,
 )
 from benchmarks.paper.figures import area_text, figures_table
 from benchmarks.paper.plots import draw_paper
@@ -39,6 +40,7 @@ from benchmarks.paper.summary import (
 )
 from benchmarks.reporting.tables import (
     NONE,
+    WORDS,
     markdown_table,
     percent,
     plain_name,
@@ -47,8 +49,6 @@ from benchmarks.reporting.tables import (
 )
 from benchmarks.tools.page import write_page
 from benchmarks.tools.statistics import Interval
-from benchmarks.unlearn.comparison import TUNING_SEED
-from benchmarks.unlearn.plots import WORDS
 
 
 def write_paper(folder: Path, contest: Contest, trials: Rows, rows: Rows, command: str) -> None:
@@ -56,11 +56,11 @@ def write_paper(folder: Path, contest: Contest, trials: Rows, rows: Rows, comman
     pictures = draw_paper(folder, contest, rows)
     scenarios = [s for s in contest.settings if any(row["scenario"] == s for row in rows)]
     first = contest.settings[scenarios[0]]
-    subject, _ = make_subject(first, contest.cache, TUNING_SEED, retrain=False)
+    case = make_case(first, TUNING_SEED, contest.cache)
     goals = _goals(rows, scenarios, contest.arms)
     (folder / "table.md").write_text(goals + "\n", encoding="utf-8")
     parts = [
-        *_opening(contest, scenarios, subject, rows),
+        *_opening(contest, scenarios, case, rows),
         "## In short",
         goals,
         _plain_findings(rows, scenarios, contest.arms),
@@ -83,11 +83,11 @@ def write_paper(folder: Path, contest: Contest, trials: Rows, rows: Rows, comman
         parts += ["## Only a part of the poison known", _known(contest, rows, scenarios)]
     parts += ["## The paper's claims, pair by pair", _claims(rows, scenarios, contest.arms)]
     parts += ["## Procedures and their tuning", _tuning(contest, trials, scenarios)]
-    parts += ["## How it was run", _how(contest, subject, rows, command)]
+    parts += ["## How it was run", _how(contest, case, rows, command)]
     write_page(folder, "\n\n".join(parts) + "\n")
 
 
-def _opening(contest: Contest, scenarios: Sequence[str], subject: Subject, rows: Rows) -> list[str]:
+def _opening(contest: Contest, scenarios: Sequence[str], case: Case, rows: Rows) -> list[str]:
     settings, main = contest.settings[scenarios[0]], contest.arms[0]
     seeds = max(len({r["seed"] for r in rows if r["scenario"] == s}) for s in scenarios)
     return [
@@ -98,8 +98,8 @@ def _opening(contest: Contest, scenarios: Sequence[str], subject: Subject, rows:
         "that was trained from scratch on the data as it should have been.",
         f"The goal is stated for `{PROPOSED}`, which takes {PROCEDURES[PROPOSED].summary}, and "
         "corrects those alone by steps of adam.",
-        f"{subject.model.description}, {rows[0]['total_entries']:,} parameters, data variant "
-        f"{subject.dataset.variant}. A mask selects {100 * main.fraction:g} % of the parameters. "
+        f"{case.model.description}, {rows[0]['total_entries']:,} parameters, data variant "
+        f"{case.dataset.variant}. A mask selects {100 * main.fraction:g} % of the parameters. "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}; ± is the half width of a 95 % t interval.",
     ]
 
@@ -331,12 +331,12 @@ def _chosen(row: dict[str, Any]) -> str:
     return text + (" *" if place in (0, len(row["trials"]) - 1) else "")
 
 
-def _how(contest: Contest, subject: Subject, rows: Rows, command: str) -> str:
-    settings = contest.settings[subject.scenario]
+def _how(contest: Contest, case: Case, rows: Rows, command: str) -> str:
+    settings = contest.settings[case.settings.scenario]
     budget = int(contest.arms[0].budget * rows[0]["retrain_example_gradients"])
-    num_timed = min(curvature_examples(budget), len(subject.dataset.train.labels))
-    sample = as_batch(subject.dataset.train.take(np.arange(num_timed)))
-    measured = gradient_equivalents(subject.model, subject.params, sample)
+    num_timed = min(curvature_examples(budget), len(case.dataset.train.labels))
+    sample = as_batch(case.dataset.train.take(np.arange(num_timed)))
+    measured = gradient_equivalents(case.model, case.params, sample)
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
     sizes = ", ".join(
         f"{scenario} {len({row['seed'] for row in rows if row['scenario'] == scenario})}"
@@ -350,10 +350,10 @@ def _how(contest: Contest, subject: Subject, rows: Rows, command: str) -> str:
         [
             f"- Command: `{command}`. It goes on where it was cut off, and adds what is new.",
             f"- Training: adam, {settings.recipe.epochs} epochs in batches of "
-            f"{settings.recipe.batch_size}, {len(subject.dataset.train.labels):,} examples, "
+            f"{settings.recipe.batch_size}, {len(case.dataset.train.labels):,} examples, "
             f"{short_number(rows[0]['retrain_example_gradients'])} example gradients.{removal}",
             f"- Seeds reported: {sizes}.",
-            f"- Curvature: {estimator(subject.model.name)}, counted as {CURVATURE_GRADIENTS} "
+            f"- Curvature: {estimator(case.model.name)}, counted as {CURVATURE_GRADIENTS} "
             f"gradient equivalents; measured beside this report, on the {num_timed:,} examples of "
             f"the main budget: {measured:.1f}.",
             f"- Software: Python {platform.python_version()}, {versions}.",

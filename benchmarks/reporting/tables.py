@@ -22,6 +22,11 @@ SHORT_TITLES = {
     "iterative": "iterative",
     "corrected_only": "no retained data",
 }
+WORDS = {
+    "test": "test accuracy",
+    "forget": "forget accuracy",
+    "attack": "attack success",
+}
 MIN_WIDTH = 170
 """Columns of a table where the output is no terminal."""
 NONE = "-"

@@ -4,51 +4,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
-from benchmarks.learning.data import Dataset, Split
-from benchmarks.learning.models import Model
-from benchmarks.learning.scenarios import Poisoned, notice, poison
 from benchmarks.learning.settings import Settings
-from benchmarks.learning.training import num_steps, train
-from benchmarks.measures.metrics import (
-    accuracies,
-    accuracy,
-    count_changed,
-    count_entries,
-    judged_sets,
-    towards_retraining,
-)
+from benchmarks.measures.metrics import count_changed, count_entries, towards_retraining
+from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.curvature import gradient_equivalents, timed
-from benchmarks.methods.masks import METHODS, Material
-from benchmarks.methods.updates import (
-    REMOVAL_WEIGHT,
-    UPDATES,
-    Corrections,
-    as_batch,
-    make_batches,
-)
+from benchmarks.methods.masks import METHODS
+from benchmarks.methods.tuning import TUNING_SEED, best, judge
+from benchmarks.methods.updates import UPDATES
 
-TUNING_SEED = 0
-"""Hyperparameters are tuned on this seed; the reported seeds are 1, 2, ..."""
 SHIPPED = ("sharpest", "iterative")
 """The method and update whose changes are kept as a patch."""
-
-
-class Case(NamedTuple):
-    """One seed: a poisoned model, what it was trained on, and what to correct it with."""
-
-    seed: int
-    model: Model
-    dataset: Dataset
-    poisoned: Poisoned
-    params: Any
-    """The poisoned model's parameters."""
-    steps: int
-    """Training steps of the poisoned and of the retrained model alike."""
-    material: Material
-    corrections: Corrections
 
 
 class Trial(NamedTuple):
@@ -99,114 +64,46 @@ def compare(settings: Settings, advance: Callable[[str], None]) -> Comparison:
       advance: called with a few words before each piece of work.
     """
     settings.check()
-    dataset = settings.load(TUNING_SEED)
-    model = settings.build(dataset)
     advance("Training the model to tune on")
-    tuning_case = make_case(settings, model, dataset, TUNING_SEED)
-    cost = gradient_equivalents(model, tuning_case.params, tuning_case.material.sample)
+    tuning_case = make_case(settings, TUNING_SEED)
+    material = tuning_case.material
+    cost = gradient_equivalents(material.model, material.params, material.sample)
     trials = list(_tune(tuning_case, advance))
     chosen = {(trial.method, trial.update): trial.value for trial in trials if trial.chosen}
     rows, masks, shipped = [], {}, (None, None)
     for seed in range(1, settings.seeds + 1):
         advance(f"Seed {seed}: training the poisoned model")
-        case = make_case(settings, model, settings.load(seed), seed)
-        seed_rows, seed_masks, after = _measure(settings, case, chosen, cost, advance)
+        case = make_case(settings, seed)
+        seed_rows, seed_masks, after = _measure(case, chosen, cost, advance)
         rows += seed_rows
         if seed == 1:
             masks, shipped = seed_masks, (case.params, after)
     return Comparison(settings, tuning_case, trials, rows, masks, shipped, cost)
 
 
-def make_case(settings: Settings, model: Model, dataset: Dataset, seed: int) -> Case:
-    """Poisons the data, trains on it and lays out what the methods may use."""
-    poisoned = poison(dataset, settings.scenario, settings.poison_share, seed)
-    if settings.known < 1:
-        poisoned = notice(poisoned, settings.known, seed)
-    num_train = len(poisoned.train.labels)
-    recipe = settings.recipe
-    steps = num_steps(recipe, num_train)
-    params = train(model, recipe, poisoned.train, np.arange(num_train), steps, seed)
-    original = as_batch(poisoned.original)
-    about, weight = (
-        (poisoned.original, -REMOVAL_WEIGHT)
-        if poisoned.corrected is None
-        else (poisoned.corrected, 1.0)
-    )
-    retained = poisoned.train.take(poisoned.retained)
-    batches, own_batches = (
-        make_batches(
-            about,
-            weight,
-            mixed_in,
-            steps=max(1, round(settings.budget * steps)),
-            batch_size=recipe.batch_size,
-            seed=seed,
-        )
-        for mixed_in in (retained, None)
-    )
-    corrections = Corrections(
-        original=original,
-        corrected=None if poisoned.corrected is None else as_batch(poisoned.corrected),
-        data=as_batch(_sample(poisoned.data, settings.curvature_examples, [seed, 5])),
-        num_examples=len(poisoned.data.labels),
-        batches=batches,
-        own_batches=own_batches,
-    )
-    material = Material(
-        model=model,
-        params=params,
-        sample=as_batch(_sample(poisoned.train, settings.curvature_examples, [seed, 3])),
-        original=original,
-        fraction=settings.fraction,
-        key=jax.random.key(seed),
-    )
-    return Case(seed, model, dataset, poisoned, params, steps, material, corrections)
-
-
-def _sample(split: Split, most: int, seed: list[int]) -> Split:
-    """At most so many examples, drawn at random."""
-    count = len(split.labels)
-    ids = np.random.default_rng(seed).choice(count, min(most, count), replace=False)
-    return split.take(np.sort(ids))
-
-
-def retrain(settings: Settings, case: Case) -> Any:
-    """Trains from scratch on the data as it should have been, for as many steps."""
-    removed = case.poisoned.corrected is None
-    ids = case.poisoned.retained if removed else np.arange(len(case.dataset.train.labels))
-    return train(case.model, settings.recipe, case.dataset.train, ids, case.steps, case.seed)
-
-
-def tuning_objective(validation: float, forget: float, removal: bool) -> float:
-    """What tuning raises: right on validation data and on the corrected examples.
-
-    A removed record should be treated like one never seen, so its accuracy is to meet that of
-    validation data rather than to rise.
-    """
-    return validation - abs(forget - validation) if removal else validation + forget
-
-
 def _tune(case: Case, advance: Callable[[str], None]) -> Iterator[Trial]:
     for method, spec in METHODS.items():
         mask = spec.select(case.material)
         for name, update in UPDATES.items():
-            trials = []
+            judgements = []
             for i, value in enumerate(update.trials):
                 advance(f"Tuning {method}, {name}, {i + 1} of {len(update.trials)}")
                 params, _ = update.run(case.model, case.params, mask, case.corrections, value)
-                validation = accuracy(case.model, params, case.dataset.validation)
-                forget = accuracy(case.model, params, case.poisoned.forget)
-                objective = tuning_objective(validation, forget, case.poisoned.corrected is None)
-                at_edge = i in (0, len(update.trials) - 1)
-                trial = (method, name, update.tuned, value, validation, forget, objective)
-                trials.append(Trial(*trial, chosen=False, at_edge=at_edge))
-            best = max(range(len(trials)), key=lambda i: trials[i].objective)
-            trials[best] = trials[best]._replace(chosen=True)
-            yield from trials
+                judgements.append(judge(case, params))
+            chosen = best(judgements)
+            for i, (value, judgement) in enumerate(zip(update.trials, judgements, strict=True)):
+                yield Trial(
+                    method,
+                    name,
+                    update.tuned,
+                    value,
+                    *judgement,
+                    chosen=i == chosen,
+                    at_edge=i in (0, len(update.trials) - 1),
+                )
 
 
 def _measure(
-    settings: Settings,
     case: Case,
     chosen: dict[tuple[str, str], float],
     curvature_cost: float,
@@ -214,23 +111,18 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:
     """The rows of one seed, its masks, and its parameters after `SHIPPED`."""
     advance(f"Seed {case.seed}: retraining from scratch")
-    retrained, retrain_seconds = timed(lambda: retrain(settings, case))
-    references = {"poisoned": evaluate(case, case.params), "retrained": evaluate(case, retrained)}
-    retrain_gradients = case.steps * settings.recipe.batch_size
-    sets = judged_sets(case.dataset, case.poisoned)
+    retrained, retrain_seconds = case.retrained
+    retrain_gradients = case.retrain_example_gradients
 
     def row(method: str, update: str, params: Any, **fields: Any) -> dict[str, Any]:
-        figures = references.get(method) or evaluate(case, params)
+        figures = case.references.get(method) or case.evaluate(params)
         return {
-            "dataset": case.dataset.name,
-            "variant": case.dataset.variant,
-            "model": settings.model,
-            "scenario": settings.scenario,
+            **case.names,
             "method": method,
             "update": update,
             "seed": case.seed,
             **figures,
-            **towards_retraining(sets, figures, **references),
+            **towards_retraining(case.sets, figures, **case.references),
             "changed_entries": count_changed(case.params, params),
             "total_entries": count_entries(params),
             "selection_seconds": 0.0,
@@ -283,8 +175,3 @@ def _measure(
                 )
             )
     return rows, masks, shipped
-
-
-def evaluate(case: Case, params: Any) -> dict[str, Any]:
-    """The figures that are compared with the retrained model's."""
-    return accuracies(case.model, params, judged_sets(case.dataset, case.poisoned))

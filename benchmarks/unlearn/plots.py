@@ -9,33 +9,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from benchmarks.learning.scenarios import Poisoned
 from benchmarks.measures.summary import Line
+from benchmarks.methods.case import Case
 from benchmarks.methods.masks import METHODS
-from benchmarks.reporting.tables import TITLES, plain_name, short_number
+from benchmarks.reporting.images import draw_images
+from benchmarks.reporting.palette import COLOURS
+from benchmarks.reporting.tables import TITLES, WORDS, plain_name, short_number
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
-from benchmarks.unlearn.comparison import Case
 
-# Okabe and Ito's palette, which is told apart by colour-blind readers too.
-COLOURS = {
-    "full": "#0072B2",
-    "last_layer": "#CC79A7",
-    "random": "#7F8C99",
-    "random_like_sharpest": "#E69F00",
-    "sharpest": "#D55E00",
-    "flattest": "#56B4E9",
-    "saliency": "#009E73",
-}
 LAYER_COLOURS = ["#0072B2", "#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#7F8C99"]
 MARKERS = {"first_order": "o", "second_order": "s", "iterative": "D"}
-WORDS = {
-    "test": "test accuracy",
-    "forget": "forget accuracy",
-    "attack": "attack success",
-}
 LOWEST, HIGHEST = -0.35, 1.2
 """The range of recoveries that is drawn; what lies outside stands at the edge with its figure."""
-NUM_IMAGES = 8
 APART = 1.12
 """Marks of the same cost are set this factor apart, so that their bars can be told apart."""
 
@@ -302,38 +287,3 @@ def layer_shares(mask: Any) -> dict[str, float]:
         counts[layer] = counts.get(layer, 0) + int(np.sum(leaf))
     total = max(sum(counts.values()), 1)
     return {layer: count / total for layer, count in counts.items()}
-
-
-def draw_images(path: Path, poisoned: Poisoned) -> None:
-    """A few poisoned examples beside what they should have been."""
-    removal = poisoned.corrected is None
-    rows = [("to be removed", poisoned.original)] if removal else []
-    if poisoned.corrected is not None:
-        rows = [("as trained on", poisoned.original), ("corrected", poisoned.corrected)]
-    count = min(NUM_IMAGES, len(poisoned.original.labels))
-    with figure(
-        path,
-        (12.0, 1.1 + 1.6 * len(rows)),
-        "What is wrong with the data",
-        f"{len(poisoned.indices):,} of {len(poisoned.train.labels):,} training examples; above "
-        "each image the label it was given.",
-    ) as canvas:
-        axes = canvas.subplots(len(rows), count, squeeze=False)
-        for row, (name, split) in zip(axes, rows, strict=True):
-            for i, ax in enumerate(row):
-                image = split.images[i]
-                grey = image.shape[-1] == 1
-                ax.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=1)
-                ax.set_xticks([])
-                ax.set_yticks([])
-                for spine in ax.spines.values():
-                    spine.set_visible(False)
-                wrong = removal or split.labels[i] != poisoned.forget.labels[i]
-                ax.set_title(
-                    str(split.labels[i]),
-                    loc="center",
-                    pad=4,
-                    color="#D55E00" if wrong else "#0072B2",
-                    fontweight="bold",
-                )
-            row[0].set_ylabel(name, color=INK, labelpad=10)

@@ -9,6 +9,7 @@ from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.measures.summary import ACCURACIES, Line, paired_difference, summarise
 from benchmarks.methods.curvature import estimator
 from benchmarks.methods.masks import METHODS, REFERENCES
+from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.methods.updates import UPDATES
 from benchmarks.reporting.tables import (
     TITLES,
@@ -22,7 +23,7 @@ from benchmarks.reporting.tables import (
     towards_retraining,
 )
 from benchmarks.tools.page import write_page
-from benchmarks.unlearn.comparison import SHIPPED, TUNING_SEED, Comparison
+from benchmarks.unlearn.comparison import SHIPPED, Comparison
 
 CAPTIONS = {
     "recovery.png": "Up and to the left is better.",

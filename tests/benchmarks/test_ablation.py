@@ -15,6 +15,7 @@ from benchmarks.learning.data import Dataset, Split
 from benchmarks.learning.models import build_model
 from benchmarks.learning.scenarios import SCENARIOS, notice, poison
 from benchmarks.learning.settings import Settings
+from benchmarks.methods.case import make_case
 from benchmarks.methods.rankings import (
     LIKE,
     RANKED,
@@ -28,7 +29,6 @@ from benchmarks.methods.updates import STUDIED_UPDATES, make_batches
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.records import Record
 from benchmarks.tools.statistics import holm, paired_test
-from benchmarks.unlearn.comparison import make_case
 
 
 def digits_model(name):
@@ -253,8 +253,7 @@ def test_a_quick_study_is_whole_and_goes_on_where_it_was_cut(tmp_path):
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_scenario_takes_every_update(scenario):
     settings = Settings(scenario=scenario, epochs=3, curvature_examples=200)
-    dataset = settings.load(1)
-    case = make_case(settings, settings.build(dataset), dataset, 1)
+    case = make_case(settings, 1)
     mask = jax.tree.map(lambda p: np.random.default_rng(0).random(p.shape) < 0.2, case.params)
     held = jax.tree.map(lambda m: ~m, mask)
     for update in STUDIED_UPDATES.values():

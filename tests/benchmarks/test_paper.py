@@ -86,7 +86,7 @@ def test_a_kill_costs_what_was_under_way(small, tmp_path, monkeypatch):
     assert stable(cut[0].rows) == stable(whole[0].rows)
     assert stable(cut[1].rows) == stable(whole[1].rows)
 
-    monkeypatch.setattr(contest_module, "make_subject", None)  # nothing is left that needs it
+    monkeypatch.setattr(contest_module, "make_case", None)  # nothing is left that needs it
     run_contest(small, *cut, pytest.fail)
     wider = dataclasses.replace(small, known=(0.1, 0.5, 1.0))
     assert len(list(wider.work(*cut))) == 2 * 3

@@ -21,11 +21,11 @@ from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.learning.settings import Settings
 from benchmarks.measures.metrics import accuracy
 from benchmarks.methods.masks import METHODS
+from benchmarks.methods.tuning import tuning_objective
 from benchmarks.methods.updates import UPDATES, make_batches
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.folders import result_folder
 from benchmarks.unlearn.command import Unlearn
-from benchmarks.unlearn.comparison import tuning_objective
 
 TINY = ["--train-examples", "120", "--epochs", "4", "--curvature-examples", "30"]
 FIELDS = {
