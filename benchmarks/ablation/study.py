@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from benchmarks.learning.settings import Settings
 from benchmarks.measures.metrics import count_changed, count_entries, towards_retraining
 from benchmarks.methods.case import Case, make_case
-from benchmarks.methods.curvature import gradient_equivalents, timed
+from benchmarks.methods.curvature import gradient_equivalents
 from benchmarks.methods.rankings import Gathered, gather, make_masks, mask_names, needs
 from benchmarks.methods.tuning import TUNING_SEED, best, try_all
 from benchmarks.methods.updates import STUDIED_UPDATES
 from benchmarks.tools.records import Record
+from benchmarks.tools.timing import timed
 
 TRIAL_KEY = ("part", "method", "fraction", "update")
 CELL_KEY = (*TRIAL_KEY, "seed")

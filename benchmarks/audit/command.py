@@ -13,7 +13,6 @@ from rich.table import Table
 from benchmarks.audit.ensembles import evidence, margins, train_models, tune, unlearn_models
 from benchmarks.learning.settings import Settings, command_line
 from benchmarks.methods.case import Case, make_case
-from benchmarks.methods.curvature import timed
 from benchmarks.methods.masks import METHODS
 from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.reporting.tables import markdown_table, plain_name, wide_console
@@ -21,6 +20,7 @@ from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_choice
 from benchmarks.tools.folders import result_folder, write_jsonl
 from benchmarks.tools.page import write_page
+from benchmarks.tools.timing import timed
 
 UPDATE = "iterative"
 FIGURES = ("klom_median", "klom_95", "lira_accuracy", "lira_95")

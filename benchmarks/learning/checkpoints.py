@@ -13,8 +13,8 @@ import numpy as np
 from benchmarks.learning.data import Split
 from benchmarks.learning.models import Model
 from benchmarks.learning.training import Recipe, train
-from benchmarks.methods.curvature import timed
 from benchmarks.tools.folders import leaves_by_path
+from benchmarks.tools.timing import timed
 
 SECONDS = "seconds of training"
 

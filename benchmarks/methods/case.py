@@ -15,9 +15,9 @@ from benchmarks.learning.scenarios import Poisoned, notice, poison
 from benchmarks.learning.settings import Settings
 from benchmarks.learning.training import num_steps, train
 from benchmarks.measures.metrics import accuracies, judged_sets
-from benchmarks.methods.curvature import timed
 from benchmarks.methods.masks import Material
 from benchmarks.methods.updates import REMOVAL_WEIGHT, Corrections, as_batch, make_batches
+from benchmarks.tools.timing import timed
 
 
 @dataclass(frozen=True)

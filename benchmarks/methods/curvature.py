@@ -1,8 +1,6 @@
 """The curvature that selections rank by: its estimator is chosen in this place alone."""
 
 import functools
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +9,7 @@ import numpy as np
 
 import sapsel_jax as sap
 from benchmarks.learning.models import Model
+from benchmarks.tools.timing import timed
 
 REPEATS = 5
 MICROBATCH = 16
@@ -53,10 +52,3 @@ def gradient_equivalents(model: Model, params: Any, batch: Any) -> float:
     seconds = [[timed(work)[1] for work in works] for _ in range(REPEATS)]
     of_curvature, of_gradient = np.median(seconds, axis=0)
     return float(of_curvature / of_gradient)
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What `work` returns once it is computed, and the seconds that took."""
-    start = time.perf_counter()
-    result = jax.block_until_ready(work())
-    return result, time.perf_counter() - start

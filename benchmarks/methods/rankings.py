@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 import sapsel_jax as sap
 from benchmarks.learning.models import Model
-from benchmarks.methods.curvature import curvature, mean_gradient, timed
+from benchmarks.methods.curvature import curvature, mean_gradient
 from benchmarks.methods.masks import FLOOR
+from benchmarks.tools.timing import timed
 
 DAMPING = 1e-3
 """Added to curvature and Fisher diagonals where a score divides by them."""

@@ -13,7 +13,6 @@ from benchmarks.learning.checkpoints import Trained
 from benchmarks.learning.scenarios import notice
 from benchmarks.learning.settings import Settings
 from benchmarks.methods.case import Case, make_case
-from benchmarks.methods.curvature import timed
 from benchmarks.methods.tuning import TUNING_SEED, Judgement, best, try_all
 from benchmarks.paper.evidence import (
     changes,
@@ -27,6 +26,7 @@ from benchmarks.paper.evidence import (
 from benchmarks.paper.problems import Problem
 from benchmarks.paper.procedures import PROCEDURES, Trial
 from benchmarks.tools.records import Record
+from benchmarks.tools.timing import timed
 
 TRIAL_KEY = ("scenario", "method", "fraction", "budget")
 CELL_KEY = ("scenario", "known", "method", "fraction", "budget", "seed")

@@ -49,3 +49,10 @@ def _turn(work: Callable[[], Any], least: float) -> float:
         jax.block_until_ready(work())
         count, passed = count + 1, time.perf_counter() - start
     return passed / count
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` returns once it is computed, and the seconds that took."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(work())
+    return result, time.perf_counter() - start

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from benchmarks.learning.settings import Settings
 from benchmarks.measures.metrics import count_changed, count_entries, towards_retraining
 from benchmarks.methods.case import Case, make_case
-from benchmarks.methods.curvature import gradient_equivalents, timed
+from benchmarks.methods.curvature import gradient_equivalents
 from benchmarks.methods.masks import METHODS
 from benchmarks.methods.tuning import TUNING_SEED, best, judge
 from benchmarks.methods.updates import UPDATES
+from benchmarks.tools.timing import timed
 
 SHIPPED = ("sharpest", "iterative")
 """The method and update whose changes are kept as a patch."""
