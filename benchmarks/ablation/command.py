@@ -23,10 +23,9 @@ from benchmarks.ablation.study import CELL_KEY, TRIAL_KEY, Part, count_work, mea
 from benchmarks.learning.data import is_prepared
 from benchmarks.learning.settings import command_line
 from benchmarks.methods.tuning import TUNING_SEED
-from benchmarks.reporting.tables import wide_console
 from benchmarks.tools.errors import check_at_least, check_choice, check_share
 from benchmarks.tools.page import write_page
-from benchmarks.tools.progress import progress_bar
+from benchmarks.tools.progress import progress_bar, wide_console
 from benchmarks.tools.records import Record, open_folder
 
 QUICK = {"seeds": 1, "fractions": (0.05,), "curvature_examples": 200}

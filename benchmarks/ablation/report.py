@@ -290,6 +290,10 @@ def _how(study: Study, command: str) -> str:
             "training set as it should have been, damping raised where a step does not hold.",
             f"- Iterative updates: adam, {100 * first.budget:g} % of retraining's example "
             "gradients; half of each batch retained examples, or none.",
+            "- Costs in `results.jsonl`: `selection_example_gradients` is counted, the curvature "
+            "as what `sap.explain` predicts from the operations of the loss, other evidence by its "
+            "passes; rows of earlier versions hold a ratio of times there. `selection_seconds` is "
+            "measured.",
             f"- Sizes: {sizes}.{left_out} Masks compared after a change: {steady}.",
             f"- Software: Python {platform.python_version()}, {versions}.",
         ]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from benchmarks.learning.settings import Settings
 from benchmarks.measures.metrics import count_changed, count_entries, towards_retraining
 from benchmarks.methods.case import Case, make_case
-from benchmarks.methods.curvature import gradient_equivalents
+from benchmarks.methods.curvature import counted_gradients
 from benchmarks.methods.rankings import Gathered, gather, make_masks, mask_names, needs
 from benchmarks.methods.tuning import TUNING_SEED, best, try_all
 from benchmarks.methods.updates import STUDIED_UPDATES
@@ -81,8 +81,8 @@ class Bench:
     case: Case
     gathered: Gathered
     masks: dict[Name, Any]
-    curvature_cost: float
-    """Gradient equivalents of the curvature."""
+    counted: float
+    """What the curvature is counted as, in gradient equivalents."""
 
     @classmethod
     def make(cls, part: Part, seed: int) -> "Bench":
@@ -99,7 +99,7 @@ class Bench:
             case.material.key,
         )
         masks = make_masks(model, gathered.evidence, part.fractions)
-        return cls(part, case, gathered, masks, gradient_equivalents(model, case.params, sample))
+        return cls(part, case, gathered, masks, counted_gradients(model, case.params, sample))
 
     def tune(self, name: Name, update: str) -> dict[str, Any]:
         """The trials of one update with one mask, and the value they chose."""
@@ -163,7 +163,7 @@ class Bench:
         c, sample = self.case.corrections, len(self.case.material.sample["label"])
         originals = len(c.original["label"])
         return {
-            "diagonal": round(self.curvature_cost * sample),
+            "diagonal": round(self.counted * sample),
             "change": originals * (1 if c.corrected is None else 2),
             "gradient": originals,
             "forget_fisher": originals,

@@ -15,11 +15,12 @@ from benchmarks.learning.settings import Settings, command_line
 from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.masks import METHODS
 from benchmarks.methods.tuning import TUNING_SEED
-from benchmarks.reporting.tables import markdown_table, plain_name, wide_console
+from benchmarks.reporting.tables import markdown_table, plain_name
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_choice
 from benchmarks.tools.folders import result_folder, write_jsonl
 from benchmarks.tools.page import write_page
+from benchmarks.tools.progress import wide_console
 from benchmarks.tools.timing import timed
 
 UPDATE = "iterative"

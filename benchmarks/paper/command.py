@@ -10,9 +10,8 @@ from benchmarks.learning.settings import Settings, command_line
 from benchmarks.paper.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest
 from benchmarks.paper.procedures import PROCEDURES, PROPOSED
 from benchmarks.paper.report import write_paper
-from benchmarks.reporting.tables import wide_console
 from benchmarks.tools.errors import UsageError, check_at_least, check_choice, check_share
-from benchmarks.tools.progress import progress_bar
+from benchmarks.tools.progress import progress_bar, wide_console
 from benchmarks.tools.records import Record, open_folder
 
 FRONTIER_METHODS = (PROPOSED, "sharpest")

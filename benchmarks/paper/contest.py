@@ -48,6 +48,10 @@ class Arm(NamedTuple):
     """Example gradients for selection and update, as a share of retraining's."""
 
 
+Shape = tuple[str, Arm, float]
+"""Scenario, arm and known share: what decides the shapes that a procedure is compiled for."""
+
+
 @dataclass(frozen=True)
 class Contest:
     """What is compared on one data set."""
@@ -104,7 +108,8 @@ def run_contest(
       advance: called with a few words before each piece of work.
     """
     memory = functools.lru_cache(maxsize=contest.num_tuning_seeds)
-    bench_of = memory(functools.partial(Bench.make, contest))
+    compiled: set[Shape] = set()
+    bench_of = memory(functools.partial(Bench.make, contest, compiled))
     for scenario, seed, known, arm in list(contest.work(trials, cells)):
         tuning = seed == TUNING_SEED
         stage = "tuning" if tuning else f"seed {seed}, {100 * known:g} % known"
@@ -146,11 +151,14 @@ class Bench:
     case: Case
     main: tuple[Arm, ...]
     """The arms that are attacked, where all poisoned examples are known."""
+    compiled: set[Shape]
+    """What this run has run before, so that it need not be run once more to compile it."""
 
     @classmethod
-    def make(cls, contest: Contest, scenario: str, seed: int) -> "Bench":
+    def make(cls, contest: Contest, compiled: set[Shape], scenario: str, seed: int) -> "Bench":
         """Trains the poisoned model of a seed, or reads it from the cache."""
-        return cls(make_case(contest.settings[scenario], seed, contest.cache), contest.arms)
+        case = make_case(contest.settings[scenario], seed, contest.cache)
+        return cls(case, contest.arms, compiled)
 
     def problem(self, arm: Arm, known: float) -> Problem:
         """What a procedure may use."""
@@ -187,9 +195,9 @@ class Bench:
         budget = problem.budget - procedure.selection_gradients(problem)
         select = lambda: procedure.select(problem)
         run = lambda evidence: procedure.run(problem, evidence, budget, trial)
-        if (shape := (self.case.model, self.case.settings.scenario, arm, known)) not in _RUN_BEFORE:
-            jax.block_until_ready(run(select()))  # compiles
-            _RUN_BEFORE.add(shape)
+        if (shape := (self.case.settings.scenario, arm, known)) not in self.compiled:
+            jax.block_until_ready(run(select()))  # so that what is timed need not compile
+            self.compiled.add(shape)
         evidence, selection_seconds = timed(select)
         (params, gradients), update_seconds = timed(lambda: run(evidence))
         return {
@@ -249,7 +257,3 @@ class Bench:
     @functools.cached_property
     def _retrained_curve(self) -> list[float]:
         return relearning(self.case, self.case.retrained.params)
-
-
-_RUN_BEFORE: set[tuple[Any, ...]] = set()
-"""What has run in this process, so that timed runs need not compile."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.methods.case import Case, make_case
-from benchmarks.methods.curvature import estimator, gradient_equivalents
+from benchmarks.methods.curvature import estimator, measured_gradients
 from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.methods.updates import as_batch
 from benchmarks.paper.contest import REFERENCES, Arm, Contest
@@ -336,7 +336,7 @@ def _how(contest: Contest, case: Case, rows: Rows, command: str) -> str:
     budget = int(contest.arms[0].budget * rows[0]["retrain_example_gradients"])
     num_timed = min(curvature_examples(budget), len(case.dataset.train.labels))
     sample = as_batch(case.dataset.train.take(np.arange(num_timed)))
-    measured = gradient_equivalents(case.model, case.params, sample)
+    measured = measured_gradients(case.model, case.params, sample)
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
     sizes = ", ".join(
         f"{scenario} {len({row['seed'] for row in rows if row['scenario'] == scenario})}"

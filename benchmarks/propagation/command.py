@@ -20,10 +20,10 @@ from benchmarks.measures.diagonals import captured, flat, gradient_equivalents, 
 from benchmarks.propagation.block_rules import WITHOUT, matters
 from benchmarks.propagation.networks import NETWORKS, Trained, mlp, resnet, trained, transformer
 from benchmarks.propagation.report import draw, quality_table, report
-from benchmarks.reporting.tables import wide_console
 from benchmarks.tools.errors import check_at_least
 from benchmarks.tools.folders import result_folder, write_jsonl
 from benchmarks.tools.page import write_page
+from benchmarks.tools.progress import wide_console
 from benchmarks.tools.timing import compiled, temporary_bytes
 from sapsel_jax._curvature.propagation import PROBES_AT_ONCE
 

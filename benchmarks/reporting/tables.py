@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measures.summary import Line
@@ -27,8 +26,6 @@ WORDS = {
     "forget": "forget accuracy",
     "attack": "attack success",
 }
-MIN_WIDTH = 170
-"""Columns of a table where the output is no terminal."""
 NONE = "-"
 
 
@@ -124,9 +121,3 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     """A table in Markdown, its first column to the left and the others to the right."""
     rule = [":---", *["---:"] * (len(columns) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [columns, rule, *rows])
-
-
-def wide_console() -> Console:
-    """A console that does not squeeze tables where its output goes to a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, MIN_WIDTH))

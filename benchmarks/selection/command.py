@@ -16,11 +16,12 @@ from rich.table import Table
 
 import sapsel_jax as sap
 from benchmarks.learning.settings import command_line
-from benchmarks.reporting.tables import markdown_table, wide_console
+from benchmarks.reporting.tables import markdown_table
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_share
 from benchmarks.tools.folders import result_folder, write_jsonl
 from benchmarks.tools.page import write_page
+from benchmarks.tools.progress import wide_console
 from benchmarks.tools.timing import compiled, in_turn, temporary_bytes
 
 NUM_LEAVES = 10

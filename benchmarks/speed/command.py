@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from benchmarks.learning.settings import command_line
-from benchmarks.reporting.tables import wide_console
 from benchmarks.speed.cases import Case, speed_cases
 from benchmarks.speed.contenders import Contender, own_contenders
 from benchmarks.speed.oracle import Truth, find_truth, objection, quality, stacked
@@ -21,6 +20,7 @@ from benchmarks.speed.torch_link import LIBRARIES, RECIPE, Answer, TorchPeers, t
 from benchmarks.tools.errors import UsageError, check_at_least
 from benchmarks.tools.folders import result_folder, write_jsonl
 from benchmarks.tools.page import write_page
+from benchmarks.tools.progress import wide_console
 from benchmarks.tools.timing import compiled, in_turn, temporary_bytes
 
 Row = dict[str, Any]

@@ -23,3 +23,13 @@ def progress_bar(console: Console) -> Progress:
         console=console,
         transient=True,
     )
+
+
+MIN_WIDTH = 170
+"""Columns of a table where the output is no terminal."""
+
+
+def wide_console() -> Console:
+    """A console that does not squeeze tables where its output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, MIN_WIDTH))

@@ -8,9 +8,9 @@ import sapsel_jax as sap
 from benchmarks.learning.settings import Settings, command_line
 from benchmarks.measures.summary import summarise
 from benchmarks.methods.tuning import TUNING_SEED
-from benchmarks.reporting.tables import rich_table, wide_console
+from benchmarks.reporting.tables import rich_table
 from benchmarks.tools.folders import result_folder, write_jsonl, write_params
-from benchmarks.tools.progress import progress_bar
+from benchmarks.tools.progress import progress_bar, wide_console
 from benchmarks.unlearn.comparison import compare, count_work
 from benchmarks.unlearn.plots import draw_all
 from benchmarks.unlearn.report import write_report

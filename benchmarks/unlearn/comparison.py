@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from benchmarks.learning.settings import Settings
 from benchmarks.measures.metrics import count_changed, count_entries, towards_retraining
 from benchmarks.methods.case import Case, make_case
-from benchmarks.methods.curvature import gradient_equivalents
+from benchmarks.methods.curvature import counted_gradients, measured_gradients
 from benchmarks.methods.masks import METHODS
 from benchmarks.methods.tuning import TUNING_SEED, best, judge
 from benchmarks.methods.updates import UPDATES
@@ -46,8 +46,10 @@ class Comparison:
     """The masks of the first reported seed, by method."""
     shipped: tuple[Any, Any]
     """The first reported seed's parameters before and after `SHIPPED`."""
-    curvature_cost: float
-    """Gradient equivalents of the curvature."""
+    counted: float
+    """What the curvature is counted as, in gradient equivalents."""
+    measured: float
+    """What it took by the clock, in gradient equivalents."""
 
 
 def count_work(settings: Settings) -> int:
@@ -68,18 +70,19 @@ def compare(settings: Settings, advance: Callable[[str], None]) -> Comparison:
     advance("Training the model to tune on")
     tuning_case = make_case(settings, TUNING_SEED)
     material = tuning_case.material
-    cost = gradient_equivalents(material.model, material.params, material.sample)
+    about = (material.model, material.params, material.sample)
+    counted, measured = counted_gradients(*about), measured_gradients(*about)
     trials = list(_tune(tuning_case, advance))
     chosen = {(trial.method, trial.update): trial.value for trial in trials if trial.chosen}
     rows, masks, shipped = [], {}, (None, None)
     for seed in range(1, settings.seeds + 1):
         advance(f"Seed {seed}: training the poisoned model")
         case = make_case(settings, seed)
-        seed_rows, seed_masks, after = _measure(case, chosen, cost, advance)
+        seed_rows, seed_masks, after = _measure(case, chosen, counted, advance)
         rows += seed_rows
         if seed == 1:
             masks, shipped = seed_masks, (case.params, after)
-    return Comparison(settings, tuning_case, trials, rows, masks, shipped, cost)
+    return Comparison(settings, tuning_case, trials, rows, masks, shipped, counted, measured)
 
 
 def _tune(case: Case, advance: Callable[[str], None]) -> Iterator[Trial]:
@@ -107,7 +110,7 @@ def _tune(case: Case, advance: Callable[[str], None]) -> Iterator[Trial]:
 def _measure(
     case: Case,
     chosen: dict[tuple[str, str], float],
-    curvature_cost: float,
+    counted: float,
     advance: Callable[[str], None],
 ) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:
     """The rows of one seed, its masks, and its parameters after `SHIPPED`."""
@@ -149,7 +152,7 @@ def _measure(
     selection_gradients = {
         "nothing": 0,
         "gradient": len(case.poisoned.original.labels),
-        "curvature": round(curvature_cost * len(case.material.sample["label"])),
+        "curvature": round(counted * len(case.material.sample["label"])),
     }
     masks, shipped = {}, None
     for method, spec in METHODS.items():

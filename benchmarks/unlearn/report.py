@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.measures.summary import ACCURACIES, Line, paired_difference, summarise
-from benchmarks.methods.curvature import estimator
+from benchmarks.methods.curvature import counted_by, estimator
 from benchmarks.methods.masks import METHODS, REFERENCES
 from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.methods.updates import UPDATES
@@ -133,9 +133,12 @@ def _reading(comparison: Comparison) -> str:
             "difference to the retrained model stands there instead, in points, marked Δ.",
             "- changed: entries whose bits differ from the poisoned model's, and their share.",
             "- example gradients: one forward and backward pass of one example, selection + "
-            f"update. Curvature counts its measured {comparison.curvature_cost:.1f} gradient "
-            f"equivalents times its {len(comparison.case.material.sample['label']):,} examples.",
-            "- seconds: selection + update, without compilation.",
+            "update. They are counted, not timed. Curvature counts "
+            f"{comparison.counted:.1f} gradient equivalents, "
+            f"{counted_by(comparison.case.model.name)}, times its "
+            f"{len(comparison.case.material.sample['label']):,} examples; by the clock it took "
+            f"{comparison.measured:.1f} here.",
+            "- seconds: selection + update as measured, without compilation.",
         ]
     )
 

@@ -134,6 +134,10 @@ def test_batches_without_retained_examples_are_all_about_the_poisoned():
     assert len(np.unique(rows, axis=0)) == 24  # one pass, no example twice
 
 
+def stable(rows):
+    return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in rows]
+
+
 def cell(method, fraction, update, seed, test, forget, **fields):
     return {
         "part": "p",
@@ -244,8 +248,7 @@ def test_a_quick_study_is_whole_and_goes_on_where_it_was_cut(tmp_path):
     assert path.read_bytes().splitlines(keepends=True)[:-4] == lines[:-4]
     assert (output / "tuning.jsonl").read_bytes() == tuned
     again = [json.loads(line) for line in path.read_text().splitlines()]
-    for row, other in zip(rows, again, strict=True):
-        assert other["test_accuracy"] == pytest.approx(row["test_accuracy"], abs=0.01)
+    assert stable(again) == stable(rows)
     assert main(["ablation", "--output", str(output)]) == 2  # begun with other options
 
 

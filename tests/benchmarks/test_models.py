@@ -1,5 +1,6 @@
 """The benchmarks' networks."""
 
+import time
 from typing import Any
 
 import jax
@@ -11,7 +12,13 @@ from jax import lax
 import sapsel_jax as sap
 from benchmarks.learning.models import MODELS, build_model, convolve
 from benchmarks.learning.training import RECIPES, predict
-from benchmarks.methods.curvature import curvature, estimator
+from benchmarks.methods.curvature import (
+    PROPAGATED_GRADIENTS,
+    counted_by,
+    counted_gradients,
+    curvature,
+    estimator,
+)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -87,3 +94,23 @@ def test_the_curvature_is_exact_where_that_is_cheap(name, monkeypatch):
     jitted.__wrapped__(small(name), {}, {})
     assert asked[0] in estimator(name)
     assert asked == ["propagated" if name == "resnet" else "exact"]
+
+
+def test_what_curvature_costs_is_counted_without_a_clock(monkeypatch):
+    def clock():
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(time, "perf_counter", clock)
+    batch = {
+        "image": np.zeros((2, 8, 8, 1), np.float32),
+        "label": np.zeros(2, np.int32),
+        "weight": np.ones(2, np.float32),
+    }
+    for name in ("mlp", "cnn"):
+        model = small(name)
+        example = jax.tree.map(lambda x: x[0], batch)
+        want = sap.explain(model.loss, model.init(0), example).cost
+        assert counted_gradients(model, model.init(1), batch) == want > 1
+        assert "`sap.explain`" in counted_by(name)
+    assert counted_gradients(small("resnet"), None, batch) == PROPAGATED_GRADIENTS
+    assert "probe" in counted_by("resnet")
