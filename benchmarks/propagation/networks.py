@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks.learning.data import load_dataset
+from benchmarks.learning.plain import (
+    convolve,
+    cross_entropy,
+    dense_layers,
+    fit,
+    functions,
+    mean_of,
+    normal,
+    random_params,
+)
 from benchmarks.learning.training import shuffled_batches
-
-ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
-
-
-def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """The loss of one example."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
@@ -32,52 +34,17 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     )
 
 
-def _dense(key: jax.Array, *shape: int) -> jax.Array:
-    return jax.random.normal(key, shape) / np.sqrt(np.prod(shape[:-1]))
-
-
 def mlp(activation: str, sizes: Sequence[int]) -> tuple[Any, Any]:
     """Dense layers."""
-    phi, keys = ACTIVATIONS[activation], jax.random.split(jax.random.key(0), len(sizes) - 1)
-    params = [
-        {"kernel": _dense(key, *shape), "bias": jnp.zeros(shape[1])}
-        for key, shape in zip(keys, itertools.pairwise(sizes), strict=True)
-    ]
-
-    def loss_fn(params: Any, example: Any) -> jax.Array:
-        x = example[0].reshape(-1)
-        for i, layer in enumerate(params):
-            x = x @ layer["kernel"] + layer["bias"]
-            x = phi(x) if i < len(params) - 1 else x
-        return cross_entropy(x, example[1])
-
-    return loss_fn, params
+    layers = ("flatten", *dense_layers(len(sizes) - 1, activation))
+    return functions(layers)[1], random_params(itertools.pairwise(sizes))
 
 
 def cnn(activation: str, side: int) -> tuple[Any, Any]:
     """Two convolutions with 2×2 max pooling, and a dense layer, for square images."""
-    phi, keys = ACTIVATIONS[activation], jax.random.split(jax.random.key(1), 3)
-    params = {
-        "conv1": {"kernel": _dense(keys[0], 3, 3, 1, 8), "bias": jnp.zeros(8)},
-        "conv2": {"kernel": _dense(keys[1], 3, 3, 8, 16), "bias": jnp.zeros(16)},
-        "dense": {"kernel": _dense(keys[2], side * side, 10), "bias": jnp.zeros(10)},
-    }
-
-    def convolve(x: jax.Array, layer: Any) -> jax.Array:
-        names = ("NHWC", "HWIO", "NHWC")
-        out = jax.lax.conv_general_dilated(
-            x[None], layer["kernel"], (1, 1), "SAME", dimension_numbers=names
-        )
-        x = phi(out[0] + layer["bias"])
-        height, width, channels = x.shape
-        return x.reshape(height // 2, 2, width // 2, 2, channels).max((1, 3))
-
-    def loss_fn(params: Any, example: Any) -> jax.Array:
-        x = convolve(convolve(example[0], params["conv1"]), params["conv2"])
-        logits = x.reshape(-1) @ params["dense"]["kernel"] + params["dense"]["bias"]
-        return cross_entropy(logits, example[1])
-
-    return loss_fn, params
+    block = ("conv SAME", activation, "pool")
+    shapes = [(3, 3, 1, 8), (3, 3, 8, 16), (side * side, 10)]
+    return functions((*block, *block, "flatten", "dense"))[1], random_params(shapes, seed=1)
 
 
 def transformer(
@@ -87,26 +54,26 @@ def transformer(
     keys = iter(jax.random.split(jax.random.key(2), 8 * num_layers + 3))
     norm = lambda: {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
     params = {
-        "embed": _dense(next(keys), tokens[1], width),
-        "position": 0.3 * _dense(next(keys), tokens[0], width) * np.sqrt(tokens[0]),
+        "embed": normal(next(keys), tokens[1], width),
+        "position": 0.3 * normal(next(keys), tokens[0], width) * np.sqrt(tokens[0]),
         "blocks": [
             {
                 "norm1": norm(),
-                "query": _dense(next(keys), width, width),
-                "key": _dense(next(keys), width, width),
-                "value": _dense(next(keys), width, width),
-                "out": _dense(next(keys), width, width),
+                "query": normal(next(keys), width, width),
+                "key": normal(next(keys), width, width),
+                "value": normal(next(keys), width, width),
+                "out": normal(next(keys), width, width),
                 "norm2": norm(),
                 "up": {
-                    "kernel": _dense(next(keys), width, 2 * width),
+                    "kernel": normal(next(keys), width, 2 * width),
                     "bias": jnp.zeros(2 * width),
                 },
-                "down": _dense(next(keys), 2 * width, width),
+                "down": normal(next(keys), 2 * width, width),
             }
             for _ in range(num_layers)
         ],
         "norm": norm(),
-        "head": {"kernel": _dense(next(keys), width, 10), "bias": jnp.zeros(10)},
+        "head": {"kernel": normal(next(keys), width, 10), "bias": jnp.zeros(10)},
     }
 
     def attend(x: jax.Array, block: Any) -> jax.Array:
@@ -122,7 +89,7 @@ def transformer(
             hidden = layer_norm(x, **block["norm2"]) @ block["up"]["kernel"] + block["up"]["bias"]
             x = x + jax.nn.gelu(hidden) @ block["down"]
         pooled = layer_norm(x, **params["norm"]).mean(0)
-        return cross_entropy(pooled @ params["head"]["kernel"] + params["head"]["bias"], example[1])
+        return cross_entropy(pooled @ params["head"]["kernel"] + params["head"]["bias"], example)
 
     return loss_fn, params
 
@@ -133,7 +100,7 @@ def resnet(widths: tuple[int, ...] = (32, 64, 128), blocks_per_stage: int = 3) -
 
     def conv(size: int, depth: int, width: int) -> Any:
         return {
-            "kernel": _dense(next(keys), size, size, depth, width) * np.sqrt(2),
+            "kernel": normal(next(keys), size, size, depth, width) * np.sqrt(2),
             "scale": jnp.ones(width),
             "bias": jnp.zeros(width),
         }
@@ -149,14 +116,11 @@ def resnet(widths: tuple[int, ...] = (32, 64, 128), blocks_per_stage: int = 3) -
             stage.append(block)
             depth = width
         params["stages"].append(stage)
-    params["head"] = {"kernel": _dense(next(keys), depth, 10), "bias": jnp.zeros(10)}
+    params["head"] = {"kernel": normal(next(keys), depth, 10), "bias": jnp.zeros(10)}
 
     def apply(x: jax.Array, layer: Any, stride: int = 1) -> jax.Array:
-        names = ("NHWC", "HWIO", "NHWC")
-        out = jax.lax.conv_general_dilated(
-            x[None], layer["kernel"], (stride, stride), "SAME", dimension_numbers=names
-        )
-        return (out[0] - 0.1) / 1.1 * layer["scale"] + layer["bias"]
+        x = convolve(x, layer["kernel"], "SAME", stride)
+        return (x - 0.1) / 1.1 * layer["scale"] + layer["bias"]
 
     def loss_fn(params: Any, example: Any) -> jax.Array:
         x = jax.nn.relu(apply(example[0], params["stem"]))
@@ -168,7 +132,7 @@ def resnet(widths: tuple[int, ...] = (32, 64, 128), blocks_per_stage: int = 3) -
                 x = apply(x, block["shortcut"], stride) if "shortcut" in block else x
                 x = jax.nn.relu(0.5 * (x + y))
         pooled = x.mean((0, 1))
-        return cross_entropy(pooled @ params["head"]["kernel"] + params["head"]["bias"], example[1])
+        return cross_entropy(pooled @ params["head"]["kernel"] + params["head"]["bias"], example)
 
     return loss_fn, params
 
@@ -219,15 +183,5 @@ def trained(name: str, dataset: str, data_dir: str | None) -> Trained:
     labels = np.concatenate([split.labels for split in splits])[: recipe.examples]
     loss_fn, params = NETWORKS[name](images.shape[1])
     ids = shuffled_batches(np.arange(len(labels)), recipe.steps, recipe.batch_size, seed=0)
-    optimizer = optax.adam(3e-3)
-
-    @jax.jit
-    def step(params: Any, optimizer_state: Any, batch: Any) -> Any:
-        mean = lambda p: jnp.mean(jax.vmap(loss_fn, (None, 0))(p, batch))
-        updates, optimizer_state = optimizer.update(jax.grad(mean)(params), optimizer_state)
-        return optax.apply_updates(params, updates), optimizer_state
-
-    optimizer_state = optimizer.init(params)
-    for some in ids:  # not one compiled loop, in which convolutions take one core and longer
-        params, optimizer_state = step(params, optimizer_state, (images[some], labels[some]))
+    params = fit(mean_of(loss_fn), params, (images, labels), ids)
     return Trained(loss_fn, params, (jnp.asarray(images), jnp.asarray(labels)))

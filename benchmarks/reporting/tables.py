@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.table import Table
+from tabulate import tabulate
 
 from benchmarks.measures.summary import Line
 from benchmarks.tools.statistics import Interval
@@ -119,5 +120,5 @@ def rich_table(title: str, lines: Sequence[Line]) -> Table:
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, its first column to the left and the others to the right."""
-    rule = [":---", *["---:"] * (len(columns) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [columns, rule, *rows])
+    sides = ("left", *("right" for _ in columns[1:]))
+    return tabulate(rows, columns, tablefmt="pipe", colalign=sides, disable_numparse=True)

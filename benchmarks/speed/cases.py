@@ -3,18 +3,17 @@
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks.learning.data import Dataset, is_prepared, load_dataset
-from benchmarks.learning.models import build_model, max_pool
+from benchmarks.learning.models import build_model
+from benchmarks.learning.plain import dense_layers, fit, functions, has_weights, random_params
 from benchmarks.learning.training import RECIPES, num_steps, train
 
-ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
 NUM_CLASSES = 10
 
 
@@ -36,17 +35,17 @@ class Case(NamedTuple):
     @property
     def model_fn(self) -> Callable[..., jax.Array]:
         """`model_fn(params, example) -> logits`."""
-        return _functions(self.layers)[0]
+        return functions(self.layers)[0]
 
     @property
     def loss_fn(self) -> Callable[..., jax.Array]:
         """`loss_fn(params, example) -> scalar`; the same object for the same layers."""
-        return _functions(self.layers)[1]
+        return functions(self.layers)[1]
 
     @property
     def mean_loss(self) -> Callable[..., jax.Array]:
         """`mean_loss(params, batch) -> scalar`."""
-        return _functions(self.layers)[2]
+        return functions(self.layers)[2]
 
     @property
     def num_entries(self) -> int:
@@ -59,74 +58,6 @@ class Case(NamedTuple):
         return any(has_weights(layer) and layer != "dense" for layer in self.layers)
 
 
-def has_weights(layer: str) -> bool:
-    """Whether a layer has a kernel and a bias: `dense`, `conv VALID` and `conv SAME`."""
-    return layer.startswith(("dense", "conv"))
-
-
-def linear(layer: str, kernel: jax.Array, x: jax.Array) -> jax.Array:
-    """The linear part of a layer with weights, for one example."""
-    if layer == "dense":
-        return x @ kernel
-    names = ("NHWC", "HWIO", "NHWC")
-    padding = layer.removeprefix("conv ")
-    return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), padding, dimension_numbers=names)[
-        0
-    ]
-
-
-def plain(layer: str, x: jax.Array) -> jax.Array:
-    """A layer without weights, for one example: an activation, `pool` or `flatten`."""
-    if layer == "pool":
-        return max_pool(x[None])[0]
-    return x.reshape(-1) if layer == "flatten" else ACTIVATIONS[layer](x)
-
-
-def cross_entropy(logits: jax.Array, example: Any) -> jax.Array:
-    """The loss of one example, a pair of input and label."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, example[1])
-
-
-@functools.cache
-def _functions(layers: tuple[str, ...]) -> tuple[Callable[..., jax.Array], ...]:
-    """Model, loss and mean loss, made once, so that what is compiled for them is kept."""
-
-    def model_fn(params: Any, example: Any) -> jax.Array:
-        x, weights = example[0], iter(params)
-        for layer in layers:
-            if has_weights(layer):
-                of_layer = next(weights)
-                x = linear(layer, of_layer["kernel"], x) + of_layer["bias"]
-            else:
-                x = plain(layer, x)
-        return x
-
-    def loss_fn(params: Any, example: Any) -> jax.Array:
-        return cross_entropy(model_fn(params, example), example)
-
-    def mean_loss(params: Any, batch: Any) -> jax.Array:
-        return jnp.mean(jax.vmap(lambda example: loss_fn(params, example))(batch))
-
-    return model_fn, loss_fn, mean_loss
-
-
-def dense_layers(count: int, activation: str) -> tuple[str, ...]:
-    """So many dense layers, with activations between them."""
-    return tuple(itertools.chain(*[("dense", activation)] * count))[:-1]
-
-
-def random_params(shapes: Sequence[tuple[int, ...]]) -> list[dict[str, jax.Array]]:
-    """Normal kernels over the root of their inputs, and biases of zero."""
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    return [
-        {
-            "kernel": jax.random.normal(key, shape) / np.prod(shape[:-1]) ** 0.5,
-            "bias": jnp.zeros(shape[-1]),
-        }
-        for key, shape in zip(keys, shapes, strict=True)
-    ]
-
-
 def mlp(sizes: Sequence[int], activation: str, examples: int) -> Case:
     """Dense layers with random weights on random inputs."""
     keys = jax.random.split(jax.random.key(1))
@@ -135,7 +66,7 @@ def mlp(sizes: Sequence[int], activation: str, examples: int) -> Case:
     return Case(
         f"{activation} MLP {_join(sizes)}, {examples:,} examples",
         dense_layers(len(sizes) - 1, activation),
-        random_params(list(itertools.pairwise(sizes))),
+        random_params(itertools.pairwise(sizes)),
         (inputs, labels),
     )
 
@@ -183,19 +114,8 @@ def trained_digits(kind: str, activation: str, examples: int = 512, steps: int =
     images = jnp.asarray(dataset.train.images)
     inputs = images.reshape(len(images), -1) if kind == "MLP" else images
     batch = (inputs, jnp.asarray(dataset.train.labels))
-    mean_loss = _functions(layers)[2]
-    optimizer = optax.adam(3e-3)
-
-    @jax.jit
-    def fit(params: Any, batch: Any) -> Any:
-        def step(state: Any, _: None) -> Any:
-            params, inner = state
-            updates, inner = optimizer.update(jax.grad(mean_loss)(params, batch), inner)
-            return (optax.apply_updates(params, updates), inner), None
-
-        return jax.lax.scan(step, (params, optimizer.init(params)), None, steps)[0][0]
-
-    params = fit(random_params(shapes), batch)
+    everything = np.arange(len(images))
+    params = fit(functions(layers)[2], random_params(shapes), batch, [everything] * steps)
     sizes = f" {_join([64, 32, 24, NUM_CLASSES])}" if kind == "MLP" else ""
     name = f"{activation} {kind}{sizes} trained on digits, {examples} examples"
     return Case(name, layers, params, jax.tree.map(lambda x: x[:examples], batch), trained=True)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 import sapsel_jax as sap
-from benchmarks.speed.cases import Case, cross_entropy
+from benchmarks.learning.plain import cross_entropy
+from benchmarks.speed.cases import Case
 from benchmarks.speed.hesscale import hesscale_diagonal
 
 Kind = Literal["exact", "unbiased", "biased"]

@@ -18,7 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.speed.cases import ACTIVATIONS, Case, has_weights, linear, plain
+from benchmarks.learning.plain import ACTIVATIONS, has_weights, linear, plain
+from benchmarks.speed.cases import Case
 
 
 def hesscale_diagonal(case: Case) -> Callable[[Any, Any], Any]:

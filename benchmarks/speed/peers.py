@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from benchmarks.speed.cases import Case, has_weights, plain
+from benchmarks.learning.plain import has_weights, plain
+from benchmarks.speed.cases import Case
 from benchmarks.speed.contenders import (
     GAUSS_NEWTON_NOTE,
     Contender,

@@ -1,11 +1,10 @@
 """What figures over seeds allow to say: intervals, paired differences, and Holm's correction."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy import stats
 
 
 class Interval(NamedTuple):
@@ -30,7 +29,7 @@ def interval(values: Sequence[float]) -> Interval:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, None)
-    return Interval(mean, float(stdtrit(len(values) - 1, 0.975)) * standard_error(values))
+    return Interval(mean, float(stats.t.ppf(0.975, len(values) - 1)) * standard_error(values))
 
 
 def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
@@ -45,7 +44,13 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedDiffer
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
     mean, half_width = interval(differences)
-    return PairedDifference(mean, half_width, _p_value(mean, differences))
+    if len(differences) < 2 or mean == 0:
+        p_value = 1.0
+    elif half_width == 0:  # the same difference on every seed, of which scipy warns
+        p_value = 0.0
+    else:
+        p_value = float(stats.ttest_rel(first, second).pvalue)
+    return PairedDifference(mean, half_width, p_value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -65,13 +70,4 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def standard_error(values: Sequence[float]) -> float:
     """Of the mean of at least two values."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
-def _p_value(mean: float, differences: Sequence[float]) -> float:
-    if len(differences) < 2 or mean == 0:
-        return 1.0
-    error = standard_error(differences)
-    if error == 0:
-        return 0.0
-    return float(2 * stdtr(len(differences) - 1, -abs(mean) / error))
+    return float(stats.sem(values))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from benchmarks.speed.cases import Case, mlp, random_params
+from benchmarks.learning.plain import random_params
+from benchmarks.speed.cases import Case, mlp
 from benchmarks.speed.hesscale import hesscale_diagonal
 
 

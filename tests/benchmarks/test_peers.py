@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.speed.cases import Case, mlp, random_params
+from benchmarks.learning.plain import random_params
+from benchmarks.speed.cases import Case, mlp
 from benchmarks.speed.contenders import gauss_newton_is_hessian, own_contenders
 from benchmarks.speed.oracle import find_truth, objection, quality, stacked
 from benchmarks.speed.peers import PEERS, Unavailable, jax_peers

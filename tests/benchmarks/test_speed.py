@@ -131,8 +131,11 @@ def test_findings_compare_at_equal_error():
 
 def test_the_summary_has_a_line_for_each_network():
     lines = summary_table([*ROWS[:3], ROWS[0] | {"network": "other"}]).splitlines()
-    assert lines[2] == "| net | 10 | 2.0 (2.0) | 2.0, 0.10 | 1.0, 0.30 | - | 2.0000 | - |"
-    assert lines[3] == "| other | 10 | 2.0 (2.0) | - | - | - | 2.0000 | - |"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert cells == [
+        ["net", "10", "2.0 (2.0)", "2.0, 0.10", "1.0, 0.30", "-", "2.0000", "-"],
+        ["other", "10", "2.0 (2.0)", "-", "-", "-", "2.0000", "-"],
+    ]
 
 
 def test_a_page_without_marks_is_refused(tmp_path):
