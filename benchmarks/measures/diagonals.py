@@ -53,7 +53,8 @@ def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
 
 def rank_correlation(found: np.ndarray, truth: np.ndarray) -> float:
     """Spearman's, ties sharing their mean rank."""
-    return float(spearmanr(found, truth)[0])
+    correlation: Any = spearmanr(found, truth)
+    return float(correlation.statistic)
 
 
 def quality(exact: np.ndarray, draws: Iterable[np.ndarray]) -> dict[str, float]:
