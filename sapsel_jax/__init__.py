@@ -46,14 +46,8 @@ from sapsel_jax._updates.certificates import Certificate, Reason
 from sapsel_jax._updates.corrections import gradient_change
 from sapsel_jax._updates.first_order import first_order_update
 from sapsel_jax._updates.iterative import iterative_update
-from sapsel_jax._updates.patches import (
-    Patch,
-    apply_patch,
-    load_patch,
-    make_patch,
-    revert_patch,
-    save_patch,
-)
+from sapsel_jax._updates.patch_files import load_patch, save_patch
+from sapsel_jax._updates.patches import Patch, apply_patch, make_patch, revert_patch
 from sapsel_jax._updates.second_order import second_order_update
 from sapsel_jax._updates.selective import selective, selective_packed
 from sapsel_jax._updates.solvers import (

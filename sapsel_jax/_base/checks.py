@@ -6,12 +6,14 @@ arrays and on `jax.ShapeDtypeStruct`, and none is ever raised from a traced valu
 
 import math
 import numbers
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_flatten_with_path
+
+T = TypeVar("T")
 
 
 def path_name(path: Any) -> str:
@@ -156,6 +158,21 @@ def named_shapes(tree: Any) -> list[tuple[str, jax.ShapeDtypeStruct]]:
         (name, jax.ShapeDtypeStruct(jnp.shape(leaf), _dtype(leaf)))
         for name, leaf in named_leaves(tree)
     ]
+
+
+def by_path(leaves: Sequence[tuple[str, T]]) -> list[tuple[str, T]]:
+    """Named leaves in the order of their paths, whatever container they came from."""
+    return sorted(leaves, key=lambda leaf: leaf[0])
+
+
+def places_of(wanted: Sequence[str], paths: Sequence[str]) -> list[int]:
+    """For each wanted path its place among `paths`, which are the same in another order."""
+    where = by_path([(path, place) for place, path in enumerate(paths)])
+    order = by_path([(path, place) for place, path in enumerate(wanted)])
+    found = [0] * len(wanted)
+    for (_, place), (_, want) in zip(where, order, strict=True):
+        found[want] = place
+    return found
 
 
 def check_same_tree(name: str, tree: Any, like_name: str, like: Any) -> None:

@@ -1,5 +1,6 @@
 """Masks as sets of parameters: algebra, counts, tables, files."""
 
+import itertools
 import os
 from typing import Any
 
@@ -7,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sapsel_jax._base.archives import load_archive, placed, save_archive
+from sapsel_jax._base.archives import Archive, load_archive, placed, save_archive, sizes_of
 from sapsel_jax._base.checks import (
+    by_path,
     check_bool_leaves,
     check_mask,
     check_same_leaves,
     named_leaves,
     named_shapes,
+    places_of,
 )
 from sapsel_jax._base.types import Mask, Params
 
@@ -230,6 +233,10 @@ def save_mask(path: str | os.PathLike[str], mask: Mask) -> None:
 def load_mask(path: str | os.PathLike[str], like: Params) -> Mask:
     """Reads a mask that `save_mask` wrote.
 
+    Leaves are matched by their paths, so that a mask of a nested tree can be read for the flat
+    dictionary of the same arrays. No code in the file is run, and a damaged or hostile file takes
+    no more memory than a mask for `like`.
+
     Args:
       path: the file.
       like: pytree of arrays or `jax.ShapeDtypeStruct` that the mask must fit: the parameters.
@@ -251,25 +258,32 @@ def load_mask(path: str | os.PathLike[str], like: Params) -> Mask:
       Traceback (most recent call last):
       ValueError: `mask` and `like` must have the same structure; they first differ at 'kernel' ...
     """
-    saved, packed = load_archive(path, _read, saved_by="save_mask")
-    check_same_leaves("mask", saved, "like", named_shapes(like))
+    wanted = named_shapes(like)
+
+    def read(header: Any, archive: Archive) -> tuple[list[Any], list[np.ndarray]]:
+        if header["kind"] != FILE_KIND:
+            raise ValueError("The file is of another kind.")
+        saved = [
+            (name, jax.ShapeDtypeStruct(sizes_of(shape), jnp.bool_))
+            for name, shape in header["leaves"]
+        ]
+        if _shapes(saved) != _shapes(wanted):
+            return saved, []  # refused below, before memory is taken for it
+        ends = list(itertools.accumulate(-(-leaf.size // 8) for _, leaf in saved))
+        return saved, np.split(archive.read("bits", sum(ends[-1:])), ends)[:-1]
+
+    saved, packed = load_archive(path, read, arrays=("bits",), saved_by="save_mask")
+    check_same_leaves("mask", by_path(saved), "like", by_path(wanted))
     leaves, structure = jax.tree.flatten(like)
+    places = places_of([name for name, _ in wanted], [name for name, _ in saved])
     return structure.unflatten(
-        placed(np.unpackbits(bits, count=shape.size).reshape(shape.shape).astype(bool), leaf)
-        for (_, shape), bits, leaf in zip(saved, packed, leaves, strict=True)
+        placed(np.unpackbits(packed[place], count=shape.size).reshape(shape.shape).view(bool), leaf)
+        for place, (_, shape), leaf in zip(places, wanted, leaves, strict=True)
     )
 
 
-def _read(
-    header: Any, arrays: Any
-) -> tuple[list[tuple[str, jax.ShapeDtypeStruct]], list[np.ndarray]]:
-    """The paths and shapes of a saved mask, and the packed bits of each leaf."""
-    bits = arrays["bits"]
-    leaves = [(name, jax.ShapeDtypeStruct(shape, jnp.bool_)) for name, shape in header["leaves"]]
-    ends = np.cumsum([-(-leaf.size // 8) for _, leaf in leaves], dtype=int)
-    if header["kind"] != FILE_KIND or bits.dtype != np.uint8 or bits.shape != (sum(ends[-1:]),):
-        raise ValueError("The contents do not fit together.")
-    return leaves, np.split(bits, ends)[:-1]
+def _shapes(leaves: list[Any]) -> list[Any]:
+    return [(name, leaf.shape) for name, leaf in by_path(leaves)]
 
 
 def _check_pair(a: Mask, b: Mask) -> None:

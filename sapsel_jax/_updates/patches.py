@@ -1,21 +1,24 @@
-"""The changed entries of an update, as something to ship, apply and revert to the same bits."""
+"""The changed entries of an update, to be shipped, applied and reverted to the same bits."""
 
 import dataclasses
-import hashlib
-import json
+import itertools
 import math
-import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from sapsel_jax._base.archives import load_archive, placed, save_archive
-from sapsel_jax._base.checks import check_arrays, check_same_tree, named_leaves
+from sapsel_jax._base.archives import placed
+from sapsel_jax._base.bits import dtype_named, fingerprint, is_number, word_of, words_of
+from sapsel_jax._base.checks import (
+    by_path,
+    check_arrays,
+    check_same_tree,
+    named_leaves,
+    places_of,
+)
 from sapsel_jax._base.types import Params
-
-FILE_KIND = "sapsel_jax patch 1"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,10 +48,10 @@ class Patch:
     """What an update changed, and the parameters it belongs to.
 
     Attributes:
-      leaves: one `LeafPatch` for each leaf, in leaf order.
+      leaves: one `LeafPatch` for each leaf, in the order of their paths.
       before: fingerprint of the parameters before the update: SHA-256 of their paths, shapes,
-        dtypes and bits.
-      after: fingerprint of those after it.
+        dtypes and bits. It is the same for a nested tree and for the flat dictionary of its arrays.
+      after: fingerprint of the parameters after the update.
     """
 
     leaves: tuple[LeafPatch, ...]
@@ -79,14 +82,15 @@ def make_patch(before: Params, after: Params) -> Patch:
     Bits are compared, so that -0.0 is not 0.0 and one NaN is not another.
 
     Args:
-      before: pytree of arrays of any dtype, not traced.
+      before: pytree of arrays of bools or numbers, any shapes, not traced.
       after: pytree of arrays with the structure, shapes and dtypes of `before`.
 
     Returns:
       A patch, held in host memory.
 
     Raises:
-      TypeError: if a leaf is no array.
+      TypeError: if a leaf is no array of bools or numbers in the machine's byte order, or is
+        traced.
       ValueError: if the trees differ in structure, shapes or dtypes.
 
     Cost: one pass over the entries and a hash of both trees.
@@ -101,34 +105,39 @@ def make_patch(before: Params, after: Params) -> Patch:
       >>> print(sap.apply_patch(before, patch))
       {'w': Array([1., 5., 3.], dtype=float32)}
     """
-    check_arrays("before", before)
-    check_arrays("after", after)
+    _check_held("before", before)
+    _check_held("after", after)
     check_same_tree("after", after, "before", before)
+    pairs = [
+        (path, np.asarray(old), np.asarray(new))
+        for (path, old), (_, new) in zip(
+            by_path(named_leaves(before)), by_path(named_leaves(after)), strict=True
+        )
+    ]
     leaves = []
-    for (path, old), (_, new) in zip(named_leaves(before), named_leaves(after), strict=True):
-        old, new = np.asarray(old), np.asarray(new)
+    for path, old, new in pairs:
         if old.dtype != new.dtype:
             raise ValueError(
                 f"`after` and `before` must have the same dtypes; at '{path}' they are "
                 f"{new.dtype} and {old.dtype}."
             )
-        old_words, new_words = _words(old), _words(new)
-        positions = np.flatnonzero((old_words != new_words).any(axis=1))
-        leaves.append(
-            LeafPatch(
-                path,
-                old.shape,
-                old.dtype.name,
-                positions,
-                old_words[positions],
-                new_words[positions],
-            )
-        )
-    return Patch(tuple(leaves), _fingerprint(before), _fingerprint(after))
+        old_words, new_words = words_of(old), words_of(new)
+        changed = np.flatnonzero((old_words != new_words).any(axis=1))
+        values = old_words[changed], new_words[changed]
+        leaves.append(LeafPatch(path, old.shape, old.dtype.name, changed, *values))
+    return Patch(
+        tuple(leaves),
+        fingerprint([(path, old) for path, old, _ in pairs]),
+        fingerprint([(path, new) for path, _, new in pairs]),
+    )
 
 
 def apply_patch(params: Params, patch: Patch) -> Params:
-    """Puts the new values in.
+    """Writes the new values into the parameters.
+
+    Leaves are matched by their paths, so that a patch of a nested tree fits the flat dictionary of
+    the same arrays. The parameters are checked before and after, to the bit: what is returned can
+    be reverted.
 
     Args:
       params: pytree of arrays, the parameters that the patch was made before, to the bit.
@@ -136,33 +145,34 @@ def apply_patch(params: Params, patch: Patch) -> Params:
 
     Returns:
       Parameters with the bits that the update gave; unchanged leaves are passed on as they are,
-      changed ones are NumPy arrays where they were, and arrays of JAX on the same mesh elsewhere.
+      changed leaves are NumPy arrays where they were, and arrays of JAX on the same mesh elsewhere.
 
     Raises:
-      TypeError: if a leaf is no array.
-      ValueError: if the parameters are not those that the patch belongs to.
+      TypeError: if a leaf is no array of bools or numbers in the machine's byte order, or is
+        traced, or `patch` is no `Patch`.
+      ValueError: if the parameters are not those that the patch belongs to, or the patch is
+        damaged.
 
-    Cost: a hash of the parameters and a copy of the changed leaves.
+    Cost: a hash of the parameters before and after, and a copy of the changed leaves.
 
     Example: see `make_patch`.
     """
-    _check_belongs(params, patch, patch.before, "before")
-    return _write(params, patch, [leaf.new for leaf in patch.leaves])
+    return _exchange(params, patch, "before", "after")
 
 
 def revert_patch(params: Params, patch: Patch) -> Params:
-    """Puts the old values back: after `apply_patch` the same bits as before it.
+    """Writes the old values back: after `apply_patch` the same bits as before it.
 
     Args:
       params: pytree of arrays, the parameters that the patch led to, to the bit.
       patch: of `make_patch` or `load_patch`.
 
     Returns:
-      The parameters before the update, as `apply_patch` returns those after it.
+      The parameters before the update, in the form in which `apply_patch` returns its result.
 
     Raises:
-      TypeError: if a leaf is no array.
-      ValueError: if the parameters are not those that the patch led to.
+      TypeError: as `apply_patch`.
+      ValueError: if the parameters are not those that the patch led to, or the patch is damaged.
 
     Cost: as `apply_patch`.
 
@@ -176,172 +186,118 @@ def revert_patch(params: Params, patch: Patch) -> Params:
       Traceback (most recent call last):
       ValueError: `patch` must fit `params` to the bit; their fingerprint is ...
     """
-    _check_belongs(params, patch, patch.after, "after")
-    return _write(params, patch, [leaf.old for leaf in patch.leaves])
+    return _exchange(params, patch, "after", "before")
 
 
-def save_patch(path: str | os.PathLike[str], patch: Patch) -> None:
-    """Writes a patch to a file: of each changed entry its position, its old and its new bits.
-
-    Positions are stored as one bit per entry or as gaps of one byte and more, whichever is
-    smaller. The file is written whole or not at all: beside its final place first, then renamed.
-
-    Args:
-      path: where to write, replacing what is there.
-      patch: of `make_patch`.
-
-    Raises:
-      OSError: if the file cannot be written.
-
-    Cost: about 9 to 10 bytes per entry for 1 % of float32 parameters.
-
-    Example:
-      >>> import tempfile
-      >>> import jax.numpy as jnp
-      >>> import sapsel_jax as sap
-      >>> patch = sap.make_patch(jnp.zeros(9), jnp.zeros(9).at[4].set(1.0))
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     sap.save_patch(folder + "/a.patch", patch)
-      ...     print(sap.load_patch(folder + "/a.patch").num_changed)
-      1
-    """
-    packed = [_pack(leaf.positions, math.prod(leaf.shape)) for leaf in patch.leaves]
-    header = {
-        "kind": FILE_KIND,
-        "before": patch.before,
-        "after": patch.after,
-        "leaves": [
-            [leaf.path, list(leaf.shape), leaf.dtype, leaf.positions.size, coding, positions.size]
-            for leaf, (coding, positions) in zip(patch.leaves, packed, strict=True)
-        ],
-    }
-    save_archive(
-        path,
-        header,
-        positions=_join([positions for _, positions in packed]),
-        old=_join([leaf.old for leaf in patch.leaves]),
-        new=_join([leaf.new for leaf in patch.leaves]),
-    )
+def check_patch(patch: Any) -> None:
+    """A patch whose parts fit together, whoever put them there."""
+    if not isinstance(patch, Patch):
+        raise TypeError(f"`patch` must be a Patch; got {type(patch).__name__}.")
+    for leaf in patch.leaves:
+        fault = _fault(leaf)
+        if fault:
+            raise ValueError(f"`patch` is damaged at '{leaf.path}': {fault}.")
 
 
-def load_patch(path: str | os.PathLike[str]) -> Patch:
-    """Reads a patch that `save_patch` wrote; no code in the file is run.
-
-    Args:
-      path: the file.
-
-    Returns:
-      The patch.
-
-    Raises:
-      ValueError: if the file is damaged or no patch.
-      OSError: if the file cannot be read.
-
-    Example: see `save_patch`.
-    """
-    return load_archive(path, _read, saved_by="save_patch")
-
-
-def _read(header: Any, arrays: Any) -> Patch:
-    if header["kind"] != FILE_KIND:
-        raise ValueError("The file is of another kind.")
-    positions, old, new = (arrays[name] for name in ("positions", "old", "new"))
-    leaves = []
-    for path, shape, dtype, count, coding, num_bytes in header["leaves"]:
-        itemsize = jnp.dtype(dtype).itemsize
-        own, positions = positions[:num_bytes], positions[num_bytes:]
-        values = []
-        for source in (old, new):
-            words = source[: count * itemsize].view(_word(itemsize))
-            values.append(words.reshape(count, itemsize // words.itemsize))
-        old, new = old[count * itemsize :], new[count * itemsize :]
-        where = _unpack(own, math.prod(shape), coding)
-        rising = where.size == 0 or (where[-1] < math.prod(shape) and np.all(np.diff(where) > 0))
-        if where.size != count or not rising:
-            raise ValueError("The positions do not fit.")
-        leaves.append(LeafPatch(path, tuple(shape), dtype, where, *values))
-    if positions.size or old.size or new.size:
-        raise ValueError("The file holds more than it says.")
-    return Patch(tuple(leaves), str(header["before"]), str(header["after"]))
-
-
-def _write(params: Params, patch: Patch, values: list[np.ndarray]) -> Params:
+def _exchange(params: Params, patch: Patch, start: str, end: str) -> Params:
+    """Replaces one side's values by the other side's; both results must have their fingerprints."""
+    _check_held("params", params)
+    check_patch(patch)
     leaves, structure = jax.tree.flatten(params)
-    written = []
-    for leaf, change, words in zip(leaves, patch.leaves, values, strict=True):
-        if change.positions.size:
-            copy = np.array(leaf, order="C")
-            _words(copy)[change.positions] = words
-            leaf = copy if isinstance(leaf, np.ndarray | np.generic) else placed(copy, leaf)
-        written.append(leaf)
-    return structure.unflatten(written)
+    paths = [path for path, _ in named_leaves(params)]
+    _check_layout(list(zip(paths, leaves, strict=True)), patch)
+    places = places_of([change.path for change in patch.leaves], paths)
 
+    def digest() -> str:
+        # In the order of the patch, which in older files is the order of the tree.
+        return fingerprint([(paths[place], np.asarray(leaves[place])) for place in places])
 
-def _check_belongs(params: Params, patch: Patch, want: str, side: str) -> None:
-    check_arrays("params", params)
-    got = _fingerprint(params)
+    got, want = digest(), getattr(patch, start)
     if got != want:
         raise ValueError(
             f"`patch` must fit `params` to the bit; their fingerprint is {got[:16]} and the patch "
-            f"has {want[:16]} {side} the update."
+            f"has {want[:16]} {start} the update."
         )
+    for change, place in zip(patch.leaves, places, strict=True):
+        values = {"before": change.old, "after": change.new}
+        leaves[place] = _written(leaves[place], change, values[start], values[end])
+    got, want = digest(), getattr(patch, end)
+    if got != want:
+        raise ValueError(
+            f"`patch` is damaged: it leads to parameters with the fingerprint {got[:16]} and says "
+            f"{want[:16]}."
+        )
+    return structure.unflatten(leaves)
 
 
-def _fingerprint(tree: Any) -> str:
-    leaves = [(path, np.asarray(leaf)) for path, leaf in named_leaves(tree)]
-    layout = [[path, list(leaf.shape), leaf.dtype.name] for path, leaf in leaves]
-    digest = hashlib.sha256(json.dumps(layout).encode())
-    for _, leaf in leaves:
-        digest.update(_words(leaf).data)
-    return digest.hexdigest()
+def _written(leaf: Any, change: LeafPatch, present: np.ndarray, words: np.ndarray) -> Any:
+    """A copy with other words in it; the leaf itself where nothing changes."""
+    if not change.positions.size:
+        return leaf
+    copy = np.array(leaf, order="C")
+    if not np.array_equal(words_of(copy)[change.positions], present):
+        raise ValueError(
+            f"`patch` is damaged at '{change.path}': the values that it replaces are not those of "
+            "`params`."
+        )
+    words_of(copy)[change.positions] = words
+    if isinstance(leaf, jax.Array):
+        return placed(copy, leaf)
+    return copy[()] if isinstance(leaf, np.generic) else copy
 
 
-def _word(itemsize: int) -> np.dtype:
-    """The largest unsigned integer of which an entry holds a whole number, least byte first."""
-    return np.dtype(f"<u{math.gcd(itemsize, 8)}")
+def _fault(leaf: LeafPatch) -> str | None:
+    """What is wrong with one leaf of a patch."""
+    size, positions = math.prod(leaf.shape), leaf.positions
+    try:
+        itemsize = dtype_named(leaf.dtype).itemsize
+    except (TypeError, ValueError):
+        return f"{leaf.dtype!r} is no dtype of numbers"
+    if not isinstance(positions, np.ndarray) or positions.dtype.kind not in "iu":
+        return "its positions are no integers"
+    if positions.ndim != 1:
+        return f"its positions have the shape {list(positions.shape)}"
+    if (positions[1:] <= positions[:-1]).any():
+        return "its positions do not rise"
+    if positions.size and positions[0] < 0:
+        return f"position {positions[0]} lies before the first entry"
+    if positions.size and positions[-1] >= size:
+        return f"position {positions[-1]} lies past the last of {size} entries"
+    word = word_of(itemsize)
+    for name, words in (("old", leaf.old), ("new", leaf.new)):
+        shape = (positions.size, itemsize // word.itemsize)
+        if not isinstance(words, np.ndarray) or (words.dtype, words.shape) != (word, shape):
+            return f"its {name} values are not {word.name}{list(shape)}"
+    return None
 
 
-def _words(array: np.ndarray) -> np.ndarray:
-    """The bits of an array, a row per entry; a view where its memory is in one piece."""
-    word = _word(array.dtype.itemsize)
-    shape = (array.size, array.dtype.itemsize // word.itemsize)
-    return np.ascontiguousarray(array).reshape(-1).view(word).reshape(shape)
+def _check_layout(leaves: list[tuple[str, Any]], patch: Patch) -> None:
+    """Parameters with the paths, shapes and dtypes of the patch."""
+    ours = by_path([(path, f"{leaf.dtype}{list(leaf.shape)}") for path, leaf in leaves])
+    theirs = by_path([(leaf.path, f"{leaf.dtype}{list(leaf.shape)}") for leaf in patch.leaves])
+    for own, other in itertools.zip_longest(ours, theirs):
+        if own == other:
+            continue
+        if own and other and own[0] == other[0]:
+            difference = f"at '{own[0]}' they are {other[1]} and {own[1]}"
+        elif other is None or (own and own[0] < other[0]):
+            difference = f"only `params` has '{own[0]}'"
+        else:
+            difference = f"only `patch` has '{other[0]}'"
+        raise ValueError(f"`patch` must fit `params` to the bit; {difference}.")
 
 
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    flat = [np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in parts]
-    return np.concatenate(flat or [np.zeros(0, np.uint8)])
-
-
-def _pack(positions: np.ndarray, size: int) -> tuple[str, np.ndarray]:
-    """The positions as bits or as gaps, whichever takes fewer bytes."""
-    gaps = np.diff(positions, prepend=-1) - 1
-    lengths = np.ones(gaps.size, np.int64)
-    while (longer := gaps >> (7 * lengths) > 0).any():
-        lengths += longer
-    if lengths.sum() >= -(-size // 8):
-        selected = np.zeros(size, bool)
-        selected[positions] = True
-        return "bits", np.packbits(selected)
-    # Seven bits of a gap to a byte, the lowest first; the high bit says that more follow.
-    starts = np.cumsum(lengths) - lengths
-    packed = np.zeros(lengths.sum(), np.uint8)
-    for digit in range(lengths.max(initial=0)):
-        own = lengths > digit
-        more = (lengths[own] > digit + 1) * 128
-        packed[starts[own] + digit] = (gaps[own] >> (7 * digit)) % 128 + more
-    return "gaps", packed
-
-
-def _unpack(packed: np.ndarray, size: int, coding: str) -> np.ndarray:
-    if coding == "bits":
-        return np.flatnonzero(np.unpackbits(packed, count=size))
-    if coding != "gaps":
-        raise ValueError("The positions are stored in an unknown way.")
-    last = packed < 128
-    if not last.size:
-        return np.zeros(0, np.int64)
-    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    digit = np.arange(packed.size) - np.repeat(starts, np.diff(starts, append=packed.size))
-    gaps = np.add.reduceat((packed % 128).astype(np.int64) << (7 * digit), starts)
-    return np.cumsum(gaps + 1) - 1
+def _check_held(name: str, tree: Any) -> None:
+    """Arrays of bools or numbers whose values are at hand."""
+    check_arrays(name, tree)
+    for path, leaf in named_leaves(tree):
+        where = f"leaf '{path}'" if path else "the tree"
+        if isinstance(leaf, Tracer):
+            raise TypeError(f"`{name}` must hold arrays with values; {where} is traced.")
+        if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
+            kind = type(leaf).__name__
+            raise TypeError(f"`{name}` must hold arrays only; {where} is a {kind}.")
+        if not is_number(leaf.dtype):
+            raise TypeError(
+                f"`{name}` must hold arrays of bools or numbers; {where} has dtype {leaf.dtype}."
+            )

@@ -4,9 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
+from sapsel_jax._base.bits import words_of
 from sapsel_jax._base.checks import (
     check_arrays,
     check_bool_leaves,
@@ -85,11 +87,16 @@ def changed_mask(before: Params, after: Params) -> Mask:
     check_same_tree("after", after, "before", before)
 
     def differ(old: Any, new: Any) -> jax.Array:
-        old, new = jnp.asarray(old), jnp.asarray(new)
-        if old.dtype != new.dtype:
+        dtypes = [getattr(leaf, "dtype", None) or jnp.result_type(leaf) for leaf in (old, new)]
+        if dtypes[0] != dtypes[1]:
             raise ValueError(
-                f"`after` and `before` must have the same dtypes; got {new.dtype} and {old.dtype}."
+                f"`after` and `before` must have the same dtypes; got {dtypes[1]} and {dtypes[0]}."
             )
+        if isinstance(old, np.ndarray) and isinstance(new, np.ndarray):
+            # On the host, where eight bytes stay eight whatever JAX makes of them.
+            differs = (words_of(old) != words_of(new)).any(axis=1)
+            return jnp.asarray(differs.reshape(old.shape))
+        old, new = jnp.asarray(old), jnp.asarray(new)
         if jnp.issubdtype(old.dtype, jnp.complexfloating):
             parts = zip((old.real, old.imag), (new.real, new.imag), strict=True)
             return jnp.logical_or(*(_bits(a) != _bits(b) for a, b in parts))

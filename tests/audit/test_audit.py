@@ -341,6 +341,9 @@ def test_changes_are_seen_by_their_bits():
     assert fast.sparsity(mask) == pytest.approx(1 - 4 / 7)
     assert fast.sparsity({}) == 1
     assert sap.mask_count(fast.changed_mask(before, before)) == 0
+    near = np.array([1.0, 2.0])  # float64, which JAX would make float32 of
+    nearly = near + np.array([0, 1e-15])
+    np.testing.assert_array_equal(sap.audit.changed_mask(near, nearly), [False, True])
     half = jnp.array([1.0, 2.0], jnp.bfloat16)
     assert fast.distance({"a": half, "b": jnp.zeros(())}, {"a": half + 3, "b": jnp.array(4.0)}) == (
         pytest.approx(math.sqrt(9 + 9 + 16))

@@ -84,6 +84,25 @@ def test_a_mask_comes_back_from_its_file(tmp_path):
     assert sap.load_mask(path, {}) == {}
 
 
+def test_a_mask_is_read_for_the_same_leaves_in_another_container(tmp_path):
+    nested = {
+        "blocks": [np.arange(3) == i % 3 for i in range(12)],  # as a path "10" is before "2"
+        "norm": {"scale": np.array([True, False])},
+        "norm-out": np.array([False, True]),  # "-" is before "/"
+    }
+    names = [f"blocks/{i}" for i in range(12)] + ["norm/scale", "norm-out"]
+    leaves = [*nested["blocks"], nested["norm"]["scale"], nested["norm-out"]]
+    flat_mask = dict(zip(names, leaves, strict=True))
+    sap.save_mask(tmp_path / "nested", nested)
+    sap.save_mask(tmp_path / "flat", flat_mask)
+    for path in (tmp_path / "nested", tmp_path / "flat"):
+        chex.assert_trees_all_equal(sap.load_mask(path, flat_mask), flat_mask)
+        chex.assert_trees_all_equal(sap.load_mask(path, nested), nested)
+    other = nested | {"norm": {"out": np.ones(2)}}
+    with pytest.raises(ValueError, match="they first differ at 'norm/scale' against 'norm/out'"):
+        sap.load_mask(tmp_path / "flat", other)
+
+
 def test_a_file_holds_one_bit_for_an_entry(tmp_path):
     # Random bits, which do not compress: 13 MB for 100 million entries is 1.04 bits each.
     mask = np.random.default_rng(0).random((2000, 1000)) < 0.5

@@ -1,4 +1,6 @@
-"""Patches: bits, fingerprints, files."""
+"""Patches: bits, fingerprints, containers, what is refused."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey, keystr
+from patches import round_trip, same_bits
 from trees import changed_bits
 
 import sapsel_jax as sap
@@ -16,22 +20,6 @@ DTYPES = [
     np.float32, np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn,
     np.int8, np.uint16, np.int32, np.int64, np.bool_, np.complex64, np.complex128,
 ]  # fmt: skip
-
-
-def same_bits(a, b):
-    a, b = np.asarray(a), np.asarray(b)
-    return (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())
-
-
-def round_trip(before, after, folder):
-    sap.save_patch(folder / "a.patch", sap.make_patch(before, after))
-    patch = sap.load_patch(folder / "a.patch")
-    there = sap.apply_patch(before, patch)
-    back = sap.revert_patch(there, patch)
-    for got, want in ((there, after), (back, before)):
-        assert jax.tree.structure(got) == jax.tree.structure(want)
-        assert all(map(same_bits, jax.tree.leaves(got), jax.tree.leaves(want)))
-    return patch
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
@@ -62,48 +50,6 @@ def test_zeros_and_nans_are_told_apart_on_the_device(tmp_path):
     assert applied["c"] is before["c"]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 400_000), st.sets(st.integers(0, 399_999), max_size=60), st.booleans())
-def test_positions_come_through_in_either_coding(tmp_path_factory, size, positions, dense):
-    positions = sorted(p for p in positions if p < size)
-    before = np.zeros(size, np.int8)
-    after = before.copy()
-    after[positions] = 1
-    if dense:
-        after[::2] = 1
-    patch = round_trip([before], [after], tmp_path_factory.getbasetemp())
-    np.testing.assert_array_equal(patch.leaves[0].positions, np.flatnonzero(after))
-
-
-def test_a_patch_of_an_update_is_as_small_as_its_entries(tmp_path):
-    rng = np.random.default_rng(0)
-    before = {"w": rng.normal(size=1_000_000).astype(np.float32)}
-    chosen = rng.choice(1_000_000, 10_000, replace=False)
-    after = {"w": before["w"].copy()}
-    after["w"][chosen] = rng.normal(size=10_000)
-    patch = sap.make_patch(before, after)
-    sap.save_patch(tmp_path / "a.patch", patch)
-    assert (tmp_path / "a.patch").stat().st_size < 140_000  # 14 bytes an entry
-    assert repr(patch).startswith("Patch(10,000 of 1,000,000 entries, ")
-    few = sap.make_patch(before, {"w": np.where(np.arange(1_000_000) == 7, 3, before["w"])})
-    sap.save_patch(tmp_path / "few.patch", few)
-    assert (tmp_path / "few.patch").stat().st_size < 2_000
-
-
-@pytest.mark.slow
-def test_one_per_cent_of_100_million_entries_takes_under_14_megabytes(tmp_path):
-    rng = np.random.default_rng(0)
-    before = rng.standard_normal(100_000_000, np.float32)
-    after = before.copy()
-    after[rng.choice(100_000_000, 1_000_000, replace=False)] += np.float32(1.5)
-    sap.save_patch(tmp_path / "a.patch", sap.make_patch(before, after))
-    assert (tmp_path / "a.patch").stat().st_size < 14_000_000
-    patch = sap.load_patch(tmp_path / "a.patch")
-    assert patch.num_changed == 1_000_000
-    applied = sap.apply_patch(before, patch)
-    np.testing.assert_array_equal(applied.view(np.uint32), after.view(np.uint32))
-
-
 def test_arrays_in_another_order_of_memory(tmp_path):
     before = np.asfortranarray(np.arange(12.0).reshape(3, 4))
     after = before.copy(order="F")
@@ -121,74 +67,117 @@ def test_a_patch_keeps_the_sharding_of_its_parameters():
     assert not changed_bits(applied, after).any()
 
 
+BEFORE = {"w": np.array([1.0, 2.0, 3.0], np.float32)}
+AFTER = {"w": np.array([1.0, 5.0, 3.0], np.float32)}
+
+
 @pytest.mark.parametrize(
-    "other",
+    ("other", "difference"),
     [
-        {"w": np.array([1.0, 2.0, 3.5], np.float32)},
-        {"w": np.array([1.0, 2.0, 3.0], np.float64)},
-        {"v": np.array([1.0, 2.0, 3.0], np.float32)},
-        {"w": np.array([[1.0, 2.0, 3.0]], np.float32)},
-        {"w": np.array([1.0, 5.0, 3.0], np.float32)},
-        {},
+        ({"w": np.array([1.0, 2.0, 3.5], np.float32)}, None),
+        (AFTER, None),
+        ({"w": np.ones(3)}, "at 'w' they are float32[3] and float64[3]"),
+        ({"w": np.ones((1, 3), np.float32)}, "at 'w' they are float32[3] and float32[1, 3]"),
+        ({"v": BEFORE["w"]}, "only `params` has 'v'"),
+        ({"x": BEFORE["w"]}, "only `patch` has 'w'"),
+        (BEFORE | {"x": np.ones(1)}, "only `params` has 'x'"),
+        ({}, "only `patch` has 'w'"),
     ],
 )
-def test_other_parameters_are_refused(other):
-    before = {"w": np.array([1.0, 2.0, 3.0], np.float32)}
-    patch = sap.make_patch(before, {"w": np.array([1.0, 5.0, 3.0], np.float32)})
+def test_other_parameters_are_refused_with_the_first_difference(other, difference):
+    patch = sap.make_patch(BEFORE, AFTER)
     with pytest.raises(ValueError, match="must fit `params` to the bit") as raised:
         sap.apply_patch(other, patch)
-    assert str(raised.value).endswith(f"the patch has {patch.before[:16]} before the update.")
+    if difference is None:
+        assert str(raised.value).endswith(f"the patch has {patch.before[:16]} before the update.")
+    else:
+        assert str(raised.value) == f"`patch` must fit `params` to the bit; {difference}."
     with pytest.raises(ValueError, match="after the update"):
-        sap.revert_patch(before, patch)
+        sap.revert_patch(BEFORE, patch)
 
 
-def test_damaged_files_are_refused_or_read_right(tmp_path):
+def test_a_patch_fits_the_same_arrays_in_another_container():
     rng = np.random.default_rng(0)
-    before = {"w": rng.normal(size=300).astype(np.float32)}
-    after = {"w": np.where(np.arange(300) % 17, before["w"], 0)}
-    path = tmp_path / "a.patch"
-    sap.save_patch(path, sap.make_patch(before, after))
-    whole, num_refused = path.read_bytes(), 0
-    for trial in range(200):
-        damaged = bytearray(whole)
-        if trial % 3:
-            damaged[rng.integers(len(whole))] ^= 1 + rng.integers(255)
-        else:
-            del damaged[rng.integers(len(whole)) :]
-        path.write_bytes(damaged)
-        try:
-            assert same_bits(sap.apply_patch(before, sap.load_patch(path))["w"], after["w"])
-        except ValueError:
-            with pytest.raises(ValueError, match="must name a file that `save_patch` wrote; got"):
-                sap.load_patch(path)
-            num_refused += 1
-    assert num_refused > 150
+    draw = lambda: rng.normal(size=3).astype(np.float32)
+    # As paths "blocks/10" comes before "blocks/2", and "norm-out" before "norm/scale".
+    nested = {
+        "blocks": [{"kernel": draw()} for _ in range(12)],
+        "norm": {"scale": draw()},
+        "norm-out": draw(),
+        "norm0": draw(),
+    }
+    updated = jax.tree.map(lambda x: x + np.float32(1), nested)
+    flat_of = lambda tree: {
+        keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    backwards = lambda tree: dict(reversed(flat_of(tree).items()))
+    patch = sap.make_patch(nested, updated)
+    for of in (flat_of, backwards, lambda tree: tree):
+        got = sap.apply_patch(of(nested), patch)
+        assert all(map(same_bits, jax.tree.leaves(got), jax.tree.leaves(of(updated))))
+        again = sap.revert_patch(got, patch)
+        assert all(map(same_bits, jax.tree.leaves(again), jax.tree.leaves(of(nested))))
+        other = sap.make_patch(of(nested), of(updated))
+        assert (other.before, other.after) == (patch.before, patch.after)
+    listed = {"blocks": {str(i): leaf for i, leaf in enumerate(nested["blocks"])}}
+    got = sap.apply_patch({**nested, **listed}, patch)
+    assert same_bits(got["blocks"]["10"]["kernel"], updated["blocks"][10]["kernel"])
 
 
-def test_masks_and_patches_are_not_taken_for_each_other(tmp_path):
-    sap.save_mask(tmp_path / "mask", np.ones(2, bool))
-    sap.save_patch(tmp_path / "patch", sap.make_patch(np.ones(2), np.zeros(2)))
-    with pytest.raises(ValueError, match="that `save_patch` wrote"):
-        sap.load_patch(tmp_path / "mask")
-    with pytest.raises(ValueError, match="that `save_mask` wrote"):
-        sap.load_mask(tmp_path / "patch", np.ones(2))
-    with pytest.raises(FileNotFoundError):
-        sap.load_patch(tmp_path / "nowhere")
+paths = st.text("ab/-0129.", min_size=1, max_size=5)
 
 
-def test_a_patch_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "a.patch"
-    sap.save_patch(path, sap.make_patch(np.ones(2), np.zeros(2)))
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.dictionaries(paths, st.integers(0, 3), min_size=1, max_size=6), st.randoms())
+def test_leaves_are_matched_by_path_whatever_their_order(values, random):
+    # A list of pairs keeps its order; a dictionary is sorted by JAX.
+    before = {path: np.full(2, value, np.int8) for path, value in values.items()}
+    after = {path: leaf + np.int8(1) for path, leaf in before.items()}
+    order = list(before)
+    random.shuffle(order)
+    patch = sap.make_patch(before, after)
+    shuffled = InOrder({path: before[path] for path in order})
+    got = sap.apply_patch(shuffled, patch)
+    assert list(got.leaves) == order
+    assert all(same_bits(leaf, after[path]) for path, leaf in got.leaves.items())
+    assert sap.make_patch(shuffled, got).after == patch.after
 
-    def break_off(file, **arrays):
-        file.write(b"half")
-        raise OSError("No space left on device")
 
-    monkeypatch.setattr(np, "savez_compressed", break_off)
-    with pytest.raises(OSError, match="No space left"):
-        sap.save_patch(path, sap.make_patch(np.ones(3), np.zeros(3)))
-    assert sap.load_patch(path).num_changed == 2
-    assert [file.name for file in tmp_path.iterdir()] == ["a.patch"]
+class InOrder:
+    """A container whose leaves keep their order."""
+
+    def __init__(self, leaves):
+        self.leaves = leaves
+
+
+jax.tree_util.register_pytree_with_keys(
+    InOrder,
+    lambda node: (
+        [(DictKey(path), leaf) for path, leaf in node.leaves.items()],
+        tuple(node.leaves),
+    ),
+    lambda paths, leaves: InOrder(dict(zip(paths, leaves, strict=True))),
+)
+
+
+def test_leaves_of_one_path_keep_their_order():
+    before = {"a": {"b": np.zeros(2)}, "a/b": np.ones(2)}
+    after = {"a": {"b": np.full(2, 2.0)}, "a/b": np.full(2, 3.0)}
+    got = sap.apply_patch(before, sap.make_patch(before, after))
+    assert same_bits(got["a/b"], after["a/b"])
+    assert same_bits(got["a"]["b"], after["a"]["b"])
+
+
+def test_eight_bytes_stay_eight_outside_of_their_context():
+    with jax.enable_x64(True):
+        before, after = jnp.array([1.0, 1 / 3]), jnp.array([1.0, 1 / 7])
+    patch = sap.make_patch(before, after)
+    got = sap.apply_patch(before, patch)
+    assert got.dtype == np.float64
+    assert same_bits(got, after)
+    scalar = sap.apply_patch(np.float32(1), sap.make_patch(np.float32(1), np.float32(2)))
+    assert (type(scalar), scalar) == (np.float32, 2)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +211,54 @@ def test_bad_arguments_of_patches(before, after, kind, message):
     with pytest.raises(kind) as raised:
         sap.make_patch(before, after)
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("leaf", "kind"),
+    [
+        (1.0, "arrays only; leaf 'a' is a float"),
+        (2, "arrays only; leaf 'a' is a int"),
+        (True, "arrays only; leaf 'a' is a bool"),
+        (jax.ShapeDtypeStruct((2,), jnp.float32), "arrays only; leaf 'a' is a ShapeDtypeStruct"),
+        (
+            np.zeros(2, [("x", np.float32)]),
+            "arrays of bools or numbers; leaf 'a' has dtype [('x', '<f4')]",
+        ),
+        (np.zeros(2, "V4"), "arrays of bools or numbers; leaf 'a' has dtype |V4"),
+        (np.array(["x"]), "arrays of bools or numbers; leaf 'a' has dtype <U1"),
+        (np.array([None]), "arrays of bools or numbers; leaf 'a' has dtype object"),
+        (np.zeros(2, ">f4"), "arrays of bools or numbers; leaf 'a' has dtype >f4"),
+        (np.zeros(2, np.longdouble), "arrays of bools or numbers; leaf 'a' has dtype float128"),
+        (np.zeros(2, "M8[s]"), "arrays of bools or numbers; leaf 'a' has dtype datetime64[s]"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_array_of_numbers_is_refused_both_ways(leaf, kind):
+    patch = sap.make_patch({"a": np.zeros(2)}, {"a": np.ones(2)})
+    for name, call in (
+        ("before", lambda: sap.make_patch({"a": leaf}, {"a": leaf})),
+        ("after", lambda: sap.make_patch({"a": np.zeros(2)}, {"a": leaf})),
+        ("params", lambda: sap.apply_patch({"a": leaf}, patch)),
+        ("params", lambda: sap.revert_patch({"a": leaf}, patch)),
+    ):
+        with pytest.raises(TypeError) as raised:
+            call()
+        assert str(raised.value) == f"`{name}` must hold {kind}."
+
+
+def test_python_numbers_and_traced_arrays_are_refused_in_one_sentence():
+    with pytest.raises(TypeError, match=r"^`before` must hold arrays only; the tree is a float\.$"):
+        sap.make_patch(1.0, 2.0)
+    traced = "^`before` must hold arrays with values; leaf 'a' is traced."
+    with pytest.raises(TypeError, match=traced):
+        jax.jit(lambda x: sap.make_patch({"a": x}, {"a": x}))(1.0)
+    name: Any = "a.patch"
+    for call in (
+        lambda: sap.apply_patch(np.ones(2), name),
+        lambda: sap.save_patch("nowhere", name),
+    ):
+        with pytest.raises(TypeError, match=r"^`patch` must be a Patch; got str\.$"):
+            call()
 
 
 def test_random_keys_are_no_arrays_of_numbers():
