@@ -59,7 +59,7 @@ def find_blocks(graph: Graph, sites: Iterable[int]) -> tuple[Graph, list[Block]]
         region = _region(graph, live, start, set(sites))
         if region:
             node = join(region, region[-1].outs[0], "region")
-            graph.nodes = _replace(graph.nodes, region, node)
+            graph.nodes = _replace(graph.nodes, region, node, keep=_read_outside)
             live = _replace(live, region, node)
     reached = _reached(live, sites)
     return graph, [_block(graph, node, reached) for node in live]
@@ -140,10 +140,34 @@ def _rank(graph: Graph, node: Node, position: int) -> int:
     return len(graph.shape(node.ins[position]))
 
 
-def _replace(nodes: Sequence[Node], region: Sequence[Node], node: Node) -> list[Node]:
+def _replace(
+    nodes: Sequence[Node],
+    region: Sequence[Node],
+    node: Node,
+    keep: Callable[[Sequence[Node], Sequence[Node]], set[Node]] = lambda nodes, region: set(),
+) -> list[Node]:
     """Puts an operation at the place of the last one of a region."""
-    kept = [node if other is region[-1] else other for other in nodes]
-    return [other for other in kept if other not in region]
+    gone = set(region) - keep(nodes, region)
+    last = region[-1]
+    return [
+        node if other is last else other for other in nodes if other is last or other not in gone
+    ]
+
+
+def _read_outside(nodes: Sequence[Node], region: Sequence[Node]) -> set[Node]:
+    """The operations of a region, but for its last one, that others outside depend on.
+
+    Only operations without a derivative read what lies inside a block: comparisons, integers,
+    maxima under `stop_gradient`. They need values, which are computed beside the block once more.
+    """
+    inside = set(region)
+    wanted = {var for other in nodes if other not in inside for var in other.ins}
+    kept = set()
+    for node in reversed(region[:-1]):
+        if wanted.intersection(node.outs):
+            wanted.update(node.ins)
+            kept.add(node)
+    return kept
 
 
 def _forks(graph: Graph, live: Sequence[Node]) -> list[int]:
@@ -207,7 +231,8 @@ def _join_exponentials(graph: Graph, sites: set[int]) -> list[Node]:
             name = "logsumexp"
         if after[0].name == "div" and others == [end] and after[0].ins == (e, middle[-1].outs[0]):
             name = "softmax"
-        if name:
+        inner = {var for part in (exp, *middle) for var in part.outs}
+        if name and not any(inner.intersection(part.ins) for part in after[1:]):
             whole = join([exp, *middle, after[0]], after[0].outs[0], name)
             whole.params["axes"] = sums[0].params["axes"]
             place = nodes.index(end)
