@@ -138,9 +138,8 @@ class _Finder:
         self.paid: dict[int, set[int]] = {}
         """For each cut that is used, the variables that rows are pulled back to anyway."""
         moving = lambda node: sum(bool(graph.sources[var]) for var in node.ins)
-        self.gradient = sum(
-            self.work(node) + moving(node) * self.back(node) for node in graph.nodes
-        )
+        operations = sum(self.work(node) + moving(node) * self.back(node) for node in graph.nodes)
+        self.gradient = max(operations, 1.0)  # a loss without operations has a gradient, too
 
     def memory(self, tasks: Iterable[Task]) -> float:
         """Entries of temporaries per example: values and their adjoints, and the largest task."""
