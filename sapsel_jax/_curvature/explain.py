@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from sapsel_jax._base.checks import check_float_leaves, named_leaves
+from sapsel_jax._base.columns import aligned
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Example, LossFn, Params
 from sapsel_jax._curvature.propagation import describe
@@ -70,16 +71,7 @@ class Plan:
             cells.append((*left, *numbers, use.propagated, use.reason))
         cells.append(("shared", *[""] * 5, f"{self.shared_cost:.2f}", "", ""))
         cells.append(("total", *[""] * 5, f"{self.cost:.2f}", "", ""))
-        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-        right = {5, 6}
-        lines = [
-            "  ".join(
-                cell.rjust(width) if column in right else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
-        return "\n".join(lines)
+        return aligned(cells, right=(5, 6))
 
 
 def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Plan:

@@ -18,6 +18,7 @@ from sapsel_jax._base.checks import (
     named_shapes,
     places_of,
 )
+from sapsel_jax._base.columns import aligned
 from sapsel_jax._base.types import Mask, Params
 
 FILE_KIND = "sapsel_jax mask 1"
@@ -190,14 +191,7 @@ def describe_mask(m: Mask) -> str:
     rows.append(("total", sum(row[1] for row in rows), sum(row[2] for row in rows)))
     cells = [("leaf", "selected", "entries", "share")]
     cells += [(name, f"{s:,}", f"{n:,}", f"{s / max(n, 1):.1%}") for name, s, n in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    )
+    return aligned(cells, right=(1, 2, 3))
 
 
 def save_mask(path: str | os.PathLike[str], mask: Mask) -> None:

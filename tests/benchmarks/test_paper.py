@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refuses
 
 import benchmarks.paper.command
 import benchmarks.paper.contest as contest_module
@@ -173,9 +174,7 @@ def test_figures_against_the_best_other_procedure():
     ],
 )
 def test_bad_options(options, message):
-    with pytest.raises(UsageError) as caught:
-        Paper(**options).contest()
-    assert str(caught.value) == message
+    refuses(lambda: Paper(**options).contest(), UsageError, message)
 
 
 def test_the_best_trial_is_the_best_over_all_tuning_seeds(monkeypatch):

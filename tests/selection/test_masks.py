@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from refusals import refuses
 from trees import NUM_ENTRIES, flat, tree_of
 
 import sapsel_jax as sap
@@ -297,6 +298,4 @@ BOOLS = {"a": jnp.ones(2, bool)}
     ],
 )
 def test_bad_arguments_are_told_in_one_sentence(call, error, message):
-    with pytest.raises(error) as raised:
-        call()
-    assert str(raised.value) == message
+    refuses(call, error, message)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from refusals import refuses
 from trees import NUM_ENTRIES, flat, random_tree, tree_of
 
 import sapsel_jax as sap
@@ -214,6 +215,4 @@ DIFFER = "must have the same structure; they first differ at 'a' against 'b'."
     ],
 )
 def test_bad_arguments_are_told_in_one_sentence(call, error, message):
-    with pytest.raises(error) as raised:
-        call()
-    assert str(raised.value) == message
+    refuses(call, error, message)

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refuses
 from trees import (
     NUM_ENTRIES,
     as_jax,
@@ -275,6 +276,4 @@ ARRAY: Any = jnp.ones(())
     ],
 )
 def test_bad_arguments_are_told_in_one_sentence(call, error, message):
-    with pytest.raises(error) as raised:
-        call()
-    assert str(raised.value) == message
+    refuses(call, error, message)
