@@ -37,6 +37,7 @@ def test_unknown_data():
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_data_that_is_not_prepared_says_what_to_run(name, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
     assert not is_prepared(name, str(tmp_path))
     with pytest.raises(UsageError) as error:
         load_dataset(name, data_dir=str(tmp_path), seed=1)

@@ -229,6 +229,7 @@ def test_bad_options_end_in_one_sentence(options, error, quick, tmp_path, capsys
 
 
 def test_data_that_is_not_prepared_ends_in_one_sentence(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
     command = [sys.executable, "-m", "benchmarks", "unlearn", "--dataset", "mnist"]
     folders = ["--data-dir", str(tmp_path / "data"), "--output", str(tmp_path / "run")]
     done = subprocess.run([*command, *folders], capture_output=True, text=True, timeout=60)
