@@ -59,22 +59,25 @@ def _touched(node: Node, position: int, shape: Shape) -> set[int] | None:
         return {0}
     if name == "pad" and position == 0:
         return {a for a in axes if tuple(params["padding_config"][a]) != (0, 0, 0)}
-    if name == "slice":
+    if name == "slice":  # A slice of full length is the whole axis in its order.
+        limits, starts = params["limit_indices"], params["start_indices"]
         strides = params["strides"] or (1,) * len(shape)
-        return {a for a in axes if params["limit_indices"][a] != shape[a] or strides[a] != 1}
+        whole = lambda a: (starts[a], limits[a], strides[a]) == (0, shape[a], 1)
+        return {a for a in axes if not whole(a)}
     if name == "dynamic_slice" and position == 0:
         return {a for a in axes if params["slice_sizes"][a] != shape[a]}
     if name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min"):
-        whole = zip(
-            params["window_dimensions"], params["window_strides"], params["padding"], strict=False
-        )
-        return {a for a, (w, s, p) in enumerate(whole) if (w, s, tuple(p)) != (1, 1, (0, 0))}
+        names = ("window_dimensions", "window_strides", "base_dilation", "padding")
+        windows = zip(*(params[key] for key in names), strict=True)
+        return {a for a, (*ones, pad) in enumerate(windows) if (*ones, *pad) != (1, 1, 1, 0, 0)}
     return None
 
 
 def _through_reshape(source: Shape, target: Shape, marked: Sequence[bool]) -> list[int | None]:
     """Axes are kept where a group of source axes becomes one target axis and all are marked."""
     kept: list[int | None] = [None] * len(source)
+    if 0 in source:
+        return kept
     i = j = 0
     while i < len(source) or j < len(target):
         group, into = [], []

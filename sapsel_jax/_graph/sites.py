@@ -8,6 +8,7 @@ uses. A leaf whose uses meet otherwise is its own site.
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Sequence
 
@@ -66,7 +67,7 @@ def find_uses(graph: Graph, *, additive: bool = True) -> list[Use]:
         entries = _entries(graph, var)
         found = [_use(graph, leaf, var, node, chain) for node, chain in entries]
         reason = _conflict(graph, found)
-        if not additive and len(found) > 1 and not _apart([_slice_of(use) for use in found]):
+        if not additive and len(found) > 1 and not _apart([_slice_of(graph, use) for use in found]):
             reason = f"{len(found)} uses"
         if reason:
             found = [Use(leaf, (), var, (), var, None, None, reason)]
@@ -186,7 +187,7 @@ def _conflict(graph: Graph, uses: Sequence[Use]) -> str:
     """Why the curvature of a leaf is not the sum over its uses, if it is not."""
     if len(uses) < 2:
         return ""
-    slices = [_slice_of(use) for use in uses]
+    slices = [_slice_of(graph, use) for use in uses]
     entered: dict[Node | None, tuple[int, set[int]]] = {}
     for bit, use in enumerate(uses):
         images = {use.root, *(var for node in use.path for var in node.outs)}
@@ -209,14 +210,31 @@ def _conflict(graph: Graph, uses: Sequence[Use]) -> str:
     return ""
 
 
-def _slice_of(use: Use) -> tuple[Node | int, int] | None:
+Piece = tuple[int, tuple[range, ...]]
+"""Which places of which variable an operation takes, axis by axis."""
+
+
+def _slice_of(graph: Graph, use: Use) -> Piece | None:
+    """The part of a stack that a use takes, if it begins with taking one."""
     for node in use.prefix:
+        (var,), params = node.ins, node.params
+        shape = graph.shape(var)
         if node.name == "scan_slice":
-            return node.ins[0], node.params["step"]
+            step = params["step"]
+            return var, (range(step, step + 1), *map(range, shape[1:]))
+        if node.name == "slice":
+            strides = params["strides"] or (1,) * len(shape)
+            limits = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+            return var, tuple(range(*limit) for limit in limits)
     return None
 
 
-def _apart(slices: Sequence[tuple[Node | int, int] | None]) -> bool:
-    """Whether uses take different layers of one stack, so that no entry is in two of them."""
-    stacks = {piece[0] if piece else None for piece in slices}
-    return None not in stacks and len(stacks) == 1 and len(set(slices)) == len(slices)
+def _apart(pieces: Sequence[Piece | None]) -> bool:
+    """Whether uses take different parts of one stack, so that no entry is in two of them."""
+    known = [piece for piece in pieces if piece is not None]
+    if len(known) < len(pieces) or len({var for var, _ in known}) > 1:
+        return False
+    return all(
+        any(set(a).isdisjoint(b) for a, b in zip(one, other, strict=True))
+        for (_, one), (_, other) in itertools.combinations(known, 2)
+    )

@@ -103,10 +103,14 @@ def _push_reshape(
 def _push_transpose(
     graph: Graph, node: Node, position: int, inputs: Any, tangent: Tangent, kept: Any
 ) -> Tangent:
+    return _permute(tangent, node.params["permutation"])
+
+
+def _permute(tangent: Tangent, order: Sequence[int]) -> Tangent:
+    """The axes of the variable in another order."""
     count = len(tangent.directions)
-    axes = [count + a for a in node.params["permutation"]]
-    value = tangent.value.transpose(*range(count), *axes)
-    return Tangent(value, tangent.directions, placed(tangent.tied, kept, len(kept)))
+    value = tangent.value.transpose(*range(count), *(count + a for a in order))
+    return Tangent(value, tangent.directions, tuple(tangent.tied[a] for a in order))
 
 
 def _push_broadcast(
@@ -264,8 +268,11 @@ def _second(
     aligned = align(moving, shapes, blocked)
     if same_shape and node.name == "mul":
         return contract(aligned, 2 * adjoints[node.outs[0]], order)
-    if node.name == "dot_general" and not shape and shapes[0] == shapes[1]:
-        aligned = align(moving, shapes, [set(), set()])
+    if node.name == "dot_general" and not shape and len(moving) == 2:
+        # An inner product: with the axes of both in one order it is an elementwise product.
+        (lhs, rhs), _ = node.params["dimension_numbers"]
+        swapped = _permute(moving[1], [rhs[lhs.index(a)] for a in range(len(lhs))])
+        aligned = align([moving[0], swapped], [shapes[0]] * 2, [set(), set()])
         return contract(aligned, jnp.broadcast_to(2 * adjoints[node.outs[0]], shapes[0]), order)
     flat = _flatten(aligned, points)
     directions = aligned[0].directions
