@@ -41,8 +41,9 @@ from sapsel_jax._selection.scores import (
     score_sharpest,
 )
 from sapsel_jax._selection.units import select_top_fraction_per_unit, select_top_units
-from sapsel_jax._unlearn import Unlearned, unlearn, with_first_order, with_iteration
+from sapsel_jax._unlearn import Unlearned, unlearn
 from sapsel_jax._updates.certificates import Certificate, Reason
+from sapsel_jax._updates.certified import with_first_order, with_iteration
 from sapsel_jax._updates.corrections import gradient_change
 from sapsel_jax._updates.first_order import first_order_update
 from sapsel_jax._updates.iterative import iterative_update

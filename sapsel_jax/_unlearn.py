@@ -1,30 +1,25 @@
 """From parameters to new parameters in one call: curvature, scores, mask, update."""
 
 import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from sapsel_jax._base.checks import batch_size, check_count, check_fraction, check_number
-from sapsel_jax._base.losses import gradient_sum, loss_change
-from sapsel_jax._base.precision import widen
+from sapsel_jax._base.calls import call_curvature
+from sapsel_jax._base.checks import batch_size, check_fraction
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params, Scores
 from sapsel_jax._curvature.propagation import propagated_diagonal
 from sapsel_jax._selection.entries import select_top_fraction
+from sapsel_jax._selection.masks import mask_count
 from sapsel_jax._selection.scores import score_sharpest
-from sapsel_jax._updates.certificates import Certificate, Reason, judge
-from sapsel_jax._updates.corrections import check_corrections, gradient_change
-from sapsel_jax._updates.first_order import first_order_step
-from sapsel_jax._updates.iterative import iterative_update
-from sapsel_jax._updates.masked import check_update, is_finite, keep_unselected, on_mask
-from sapsel_jax._updates.second_order import draw_examples, second_order_update
-
-Update: TypeAlias = Callable[..., tuple[Params, Certificate]]
-"""`update(loss_fn, params, original, corrected, data, *, mask, num_examples, microbatch, args)`."""
+from sapsel_jax._selection.search import num_entries
+from sapsel_jax._updates.certificates import Certificate, Reason
+from sapsel_jax._updates.certified import Update
+from sapsel_jax._updates.corrections import Correction, read_correction
+from sapsel_jax._updates.masked import keep_unselected
+from sapsel_jax._updates.second_order import second_order_update
 
 DAMPING = 0.1
 """Where the default update starts: see `unlearn`.
@@ -90,12 +85,13 @@ def unlearn(
       key: a JAX random key, for curvature that is estimated.
       fraction: share of all entries to select, a Python number in [0, 1].
       num_examples: the size of the training set as it should have been; None takes that of `data`.
-      curvature: `curvature(params, batch, *args)`, or `(params, batch, key, *args)` if it has a
-        parameter of the name `key`: the mean diagonal over a batch, as `hutchinson_diagonal` and
-        its like return it. None takes `propagated_diagonal`, whose masks hardly differ from those
-        of `exact_diagonal` at a fraction of its cost.
+      curvature: `curvature(params, batch, key, *args)` or `curvature(params, batch, *args)`: the
+        mean diagonal over a batch, as `hutchinson_diagonal` or `exact_diagonal` return it. The key
+        is passed to a function that needs a third positional argument beside `args`, whatever its
+        name, and to a parameter that is named `key`. None takes `propagated_diagonal`, whose masks
+        hardly differ from those of `exact_diagonal` at a fraction of its cost.
       score: diagonal to scores; what else a score needs, it may close over.
-      select: scores and fraction to mask.
+      select: scores and fraction to mask, without side effects: it may be called twice.
       update: `update(loss_fn, params, original, corrected, data, *, mask, num_examples, microbatch,
         args) -> (params, Certificate)`: `with_first_order`, `with_iteration`, or
         `second_order_update` with its damping bound by `functools.partial`. None takes three
@@ -106,15 +102,19 @@ def unlearn(
 
     Returns:
       An `Unlearned`. Where the certificate has not converged, the parameters are those of the last
-      step that held, the old ones where none did. A fraction that selects nothing changes nothing.
+      step that held, the old ones where none did. Curvature that is NaN or infinite is never
+      selected: where fewer entries than asked for are left, or none at all, nothing changes and the
+      reason is `TOO_FEW_SELECTED`. A fraction of 0 changes nothing and converges.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays, `loss_fn` returns
-        anything but one real scalar, or a number is none.
+        anything but one real scalar, `curvature` cannot be called in either way, or a number is
+        none.
       ValueError: if a batch is empty, `corrected` differs from `original` in structure or number,
         or a number is out of range.
 
-    Cost: the curvature of `data`, `original` and `corrected`, a selection, and the update.
+    Cost: the curvature of `data`, `original` and `corrected`, a selection, and the update; a second
+      selection where `select` is not the default.
 
     Source: Malekmohammadi, Lee, Xiong (arXiv 2504.06398); the updates are those of Warnecke et al.
       (arXiv 2108.11577). The curvature is that of the training set as it was, from its parts:
@@ -139,14 +139,11 @@ def unlearn(
       [1. 0.] [ True False] True
     """
     check_fraction("fraction", fraction)
-    check_corrections(params, original, corrected, num_examples, microbatch)
-    num_data = batch_size("data", data)
-    num_examples = num_examples or num_data
+    correction = read_correction(params, original, corrected, data, num_examples, microbatch)
     if curvature is None:
         curvature = propagated_diagonal(loss_fn, microbatch=microbatch)
     if update is None:
-        total = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
-        most = round(fraction * total) if select is select_top_fraction else None
+        most = round(fraction * num_entries(params)) if select is select_top_fraction else None
         update = functools.partial(
             second_order_update,
             damping=DAMPING,
@@ -154,10 +151,9 @@ def unlearn(
             num_steps=NUM_STEPS,
             num_selected=most,
         )
-    diagonal = _trained_diagonal(
-        curvature, params, original, corrected, data, num_examples, key, args
-    )
-    mask = select(score(diagonal), fraction)
+    diagonal = _trained_diagonal(curvature, params, correction, key, args)
+    scores = score(diagonal)
+    mask = select(scores, fraction)
     moved, certificate = update(
         loss_fn,
         params,
@@ -165,218 +161,65 @@ def unlearn(
         corrected,
         data,
         mask=mask,
-        num_examples=num_examples,
+        num_examples=correction.num_examples,
         microbatch=microbatch,
         args=args,
     )
-    return Unlearned(moved, mask, diagonal, certificate)
-
-
-def with_first_order(*, step_size: Any) -> Update:
-    """The closed-form step as the update of `unlearn`, with a certificate.
-
-    Args:
-      step_size: τ of `first_order_update`, at least 0; may be traced.
-
-    Returns:
-      A function for `unlearn`. Its certificate predicts to first order, and holds no residual. A
-      step that would raise the loss it was to lower is not taken.
-
-    Raises:
-      TypeError: if `step_size` is no number.
-      ValueError: if `step_size` is negative.
-
-    Cost: that of `first_order_update`, a gradient on `data` and two passes for its loss.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import sapsel_jax as sap
-      >>> def loss_fn(w, y):
-      ...     return 0.5 * jnp.sum((w - y) ** 2)
-      >>> result = sap.unlearn(
-      ...     loss_fn, jnp.ones(2), jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.zeros((1, 2)),
-      ...     key=jax.random.key(0), fraction=0.5, update=sap.with_first_order(step_size=0.5),
-      ... )
-      >>> print(result.params)
-      [0.5 1. ]
-    """
-    check_number("step_size", step_size, minimum=0)
-
-    def update(
-        loss_fn: LossFn,
-        params: Params,
-        original: Batch,
-        corrected: Batch | None,
-        data: Batch,
-        *,
-        mask: Mask | None = None,
-        num_examples: int | None = None,
-        microbatch: int | None = None,
-        args: tuple[Any, ...] = (),
-    ) -> tuple[Params, Certificate]:
-        check_update(params, mask)
-        change = gradient_change(
-            loss_fn,
-            params,
-            original,
-            corrected,
-            num_examples=num_examples or batch_size("data", data),
-            microbatch=microbatch,
-            args=args,
-        )
-        moved, finite = first_order_step(params, change, step_size, mask)
-        return _certified(loss_fn, params, moved, data, change, finite, mask, 1, microbatch, args)
-
-    return update
-
-
-def with_iteration(
-    *, optimizer: optax.GradientTransformation, num_steps: int, batch_size: int, key: jax.Array
-) -> Update:
-    """Steps of any optax optimizer as the update of `unlearn`, with a certificate.
-
-    Half of each batch is drawn from the corrected examples and half from `data`; where examples are
-    removed, all of it from `data`.
-
-    Args:
-      optimizer: any optax transformation; it is wrapped by `selective`.
-      num_steps: at least 1.
-      batch_size: examples per step, an even number.
-      key: a JAX random key, for the draws.
-
-    Returns:
-      A function for `unlearn`. Its certificate is about the mean loss on `data`, predicts to first
-      order, and holds no residual. Steps that together raise that loss are not taken; single ones
-      that are not finite are passed over, as in `iterative_update`, which also has the loss curve.
-
-    Raises:
-      TypeError: if a count is no Python integer.
-      ValueError: if `num_steps` is below 1, `batch_size` below 2 or odd.
-
-    Cost: `num_steps` gradients on `batch_size` examples, a gradient on `data` and two passes for
-      its loss; the memory of all batches at once.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import optax
-      >>> import sapsel_jax as sap
-      >>> def loss_fn(w, y):
-      ...     return 0.5 * jnp.sum((w - y) ** 2)
-      >>> update = sap.with_iteration(
-      ...     optimizer=optax.sgd(0.5), num_steps=2, batch_size=2, key=jax.random.key(1)
-      ... )
-      >>> result = sap.unlearn(
-      ...     loss_fn, jnp.ones(2), jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.zeros((1, 2)),
-      ...     key=jax.random.key(0), fraction=0.5, update=update,
-      ... )
-      >>> print(result.params)
-      [0.25 1.  ]
-    """
-    check_count("num_steps", num_steps, minimum=1)
-    check_count("batch_size", batch_size, minimum=2)
-    if batch_size % 2:
-        raise ValueError(f"`batch_size` must be even; got {batch_size}.")
-
-    def update(
-        loss_fn: LossFn,
-        params: Params,
-        original: Batch,
-        corrected: Batch | None,
-        data: Batch,
-        *,
-        mask: Mask | None = None,
-        num_examples: int | None = None,
-        microbatch: int | None = None,
-        args: tuple[Any, ...] = (),
-    ) -> tuple[Params, Certificate]:
-        del original, num_examples
-        first, second = jax.random.split(key)
-        about = data if corrected is None else corrected
-        moved, _ = iterative_update(
-            loss_fn,
-            params,
-            draw_examples(about, first, (num_steps, batch_size // 2)),
-            optimizer=optimizer,
-            mask=mask,
-            retained=draw_examples(data, second, (num_steps, batch_size // 2)),
-            args=args,
-        )
-        finite = jnp.bool_(True)
-        return _certified(
-            loss_fn, params, moved, data, None, finite, mask, num_steps, microbatch, args
-        )
-
-    return update
+    enough = ~_too_few(scores, mask, select, fraction)
+    params = jax.tree.map(jnp.asarray, params)
+    moved = keep_unselected(params, moved, None, enough)
+    return Unlearned(moved, mask, diagonal, _refuted(certificate, enough))
 
 
 def _trained_diagonal(
     curvature: Callable[..., Diagonal],
     params: Params,
-    original: Batch,
-    corrected: Batch | None,
-    data: Batch,
-    num_examples: int,
+    correction: Correction,
     key: jax.Array,
     args: tuple[Any, ...],
 ) -> Diagonal:
     """The diagonal on the training set as it was, from that on its parts."""
-    takes_key = "key" in inspect.signature(curvature).parameters
     data_key, own_key = jax.random.split(key)
-
-    def on(batch: Batch, batch_key: jax.Array) -> Diagonal:
-        return curvature(params, batch, *([batch_key] if takes_key else []), *args)
-
-    num_originals = batch_size("original", original)
-    whole, old = on(data, data_key), on(original, own_key)
-    if corrected is None:
+    on = lambda batch, key: call_curvature(curvature, params, batch, key, args)
+    num_examples = correction.num_examples
+    num_originals = batch_size("original", correction.original)
+    whole, old = on(correction.data, data_key), on(correction.original, own_key)
+    if correction.corrected is None:
         total = num_examples + num_originals
         return jax.tree.map(
             lambda d, o: (num_examples / total) * d + (num_originals / total) * o, whole, old
         )
     # The same key, so that what original and corrected examples have in common cancels.
-    new, share = on(corrected, own_key), num_originals / num_examples
+    new, share = on(correction.corrected, own_key), num_originals / num_examples
     return jax.tree.map(lambda d, o, c: d + share * (o - c), whole, old, new)
 
 
-def _certified(
-    loss_fn: LossFn,
-    params: Params,
-    moved: Params,
-    data: Batch,
-    change: Params | None,
-    finite: jax.Array,
-    mask: Mask | None,
-    iterations: int,
-    microbatch: int | None,
-    args: tuple[Any, ...],
-) -> tuple[Params, Certificate]:
-    """The moved parameters if they hold, the old ones if not, and what is known of them.
+def _too_few(
+    scores: Scores, mask: Mask, select: Callable[[Scores, float], Mask], fraction: float
+) -> jax.Array:
+    """Whether NaN scores kept entries from being selected, or none was selected at all."""
+    if fraction == 0:
+        return jnp.bool_(False)
+    selected = mask_count(mask)
+    if select is select_top_fraction:
+        holes = [jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(scores)]
+        wanted = round(fraction * num_entries(scores))
+        short = jnp.any(jnp.asarray(holes)) & (selected < wanted)
+    else:
+        # What another selection wants it says itself, of scores without holes.
+        filled = jax.tree.map(lambda s: jnp.where(jnp.isnan(s), 0, s), scores)
+        short = selected < mask_count(select(filled, fraction))
+    return short | (selected == 0)
 
-    `change` is the slope of the loss that was to fall; None stands for the mean loss on `data`.
-    `finite` says whether the step to `moved` was taken.
-    """
-    params = jax.tree.map(jnp.asarray, params)
-    step = optax.tree.sub(widen(moved), widen(params))
-    step = step if mask is None else on_mask(step, mask)
-    num_data = batch_size("data", data)
-    slope = optax.tree.scale(1 / num_data, gradient_sum(loss_fn, params, data, microbatch, args))
-    change = slope if change is None else change
-    rise, level = loss_change(loss_fn, params, moved, data, microbatch, args)
-    actual = rise - optax.tree.vdot(optax.tree.sub(slope, change), step)
-    predicted = optax.tree.vdot(change, step)
-    finite &= is_finite(change, mask) & jnp.isfinite(actual)
-    reason = judge(actual, level, finite)
-    holds = reason == Reason.CONVERGED
-    certificate = Certificate(
-        converged=holds,
-        reason=reason,
-        num_steps=holds.astype(jnp.int32),
-        iterations=jnp.int32(iterations),
-        relative_residual=jnp.full_like(actual, jnp.nan),
-        damping=jnp.zeros_like(actual),
-        predicted_change=jnp.where(holds, predicted, 0),
-        actual_change=jnp.where(holds, actual, 0),
+
+def _refuted(certificate: Certificate, enough: jax.Array) -> Certificate:
+    """The certificate as it is, or one that says that too few entries were selected."""
+    zero = lambda x: jnp.where(enough, x, jnp.zeros_like(x))
+    reason = jnp.asarray(certificate.reason)
+    return certificate._replace(
+        converged=certificate.converged & enough,
+        reason=jnp.where(enough, reason, Reason.TOO_FEW_SELECTED).astype(reason.dtype),
+        num_steps=zero(certificate.num_steps),
+        predicted_change=zero(certificate.predicted_change),
+        actual_change=zero(certificate.actual_change),
     )
-    return keep_unselected(params, moved, mask, holds), certificate

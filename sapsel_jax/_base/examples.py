@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sapsel_jax._base.checks import batch_size, check_choice, check_count
+from sapsel_jax._base.precision import widen_floats
 from sapsel_jax._base.types import Batch
 
 
@@ -52,9 +53,25 @@ def sum_over_examples(
     return total
 
 
+def one_by_one(chunk_sum: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same sum, from what `chunk_sum` says of each example alone."""
+
+    def total(chunk: Any) -> Any:
+        of_one = lambda example: chunk_sum(jax.tree.map(lambda x: x[None], example))
+        return jax.tree.map(lambda x: jnp.sum(x, 0), jax.vmap(of_one)(chunk))
+
+    return total
+
+
 def reduce_sum(total: Any, num_examples: int, weights: Any, reduction: str) -> Any:
     """A weighted sum over examples as it was asked for: as it is, or over the sum of weights."""
     if reduction == "sum":
         return total
-    count = num_examples if weights is None else jnp.sum(jnp.asarray(weights))
+    count = num_examples if weights is None else jnp.sum(widen_floats(jnp.asarray(weights)))
     return jax.tree.map(lambda x: x / jnp.asarray(count, x.dtype), total)
+
+
+def draw_examples(batch: Batch, key: jax.Array, shape: tuple[int, ...]) -> Batch:
+    """Random examples of a batch, with the leading axes `shape`."""
+    rows = jax.random.randint(key, shape, 0, batch_size("batch", batch))
+    return jax.tree.map(lambda x: jnp.asarray(x)[rows], batch)

@@ -1,9 +1,12 @@
 """In which precision numbers are kept, and which of them are not finite."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from sapsel_jax._base.types import Batch, LossFn, Params
 
 
 def count_nonfinite(tree: Any) -> Any:
@@ -36,3 +39,83 @@ def wide_dtype(dtype: Any) -> Any:
 def widen(tree: Any) -> Any:
     """The same numbers in float32 or wider."""
     return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(jnp.result_type(x))), tree)
+
+
+def widen_floats(tree: Any) -> Any:
+    """Floating-point leaves in float32 or wider, all others as they are."""
+    return jax.tree.map(lambda x: widen(x) if _is_narrow(jnp.result_type(x)) else x, tree)
+
+
+class Precision(NamedTuple):
+    """How functions that are written for narrow parameters are called with wide ones.
+
+    Attributes:
+      widens: whether examples are widened like the parameters, so that the two still fit.
+      narrow: pytree of the parameters' own dtypes, where a function computes in these all the same.
+    """
+
+    widens: bool = False
+    narrow: Any = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether a sum over examples inside of the function would be a narrow one."""
+        return self.narrow is not None
+
+    def on(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn(params, example, *args)` as a function of wide parameters."""
+        if self.apart:
+            narrow = lambda p: jax.tree.map(lambda x, dtype: x.astype(dtype), p, self.narrow)
+            return lambda params, example, *args: fn(narrow(params), example, *args)
+        if self.widens:
+            return lambda params, example, *args: fn(params, widen_floats(example), *args)
+        return fn
+
+    def on_outputs(self, fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """`fn(outputs, example)` with the example as the functions take it."""
+        return (lambda outputs, example: fn(outputs, widen_floats(example))) if self.widens else fn
+
+
+def find_precision(
+    loss_fn: LossFn, params: Params, batch: Batch, args: tuple[Any, ...]
+) -> Precision:
+    """How a loss is computed with its parameters in float32 or wider.
+
+    Parameters that are narrower are widened, and the examples with them: then most losses are
+    computed in float32 throughout. Some are not, because they cast by themselves, or because they
+    cannot be: the carry of a loop keeps its dtype, strict promotion refuses a mixture. They get the
+    parameters in their own dtypes, and the gradients of single examples are widened and then added.
+    """
+    dtypes = jax.tree.map(jnp.result_type, params)
+    if not any(map(_is_narrow, jax.tree.leaves(dtypes))):
+        return Precision()
+    widened = Precision(widens=True)
+
+    def gradient(params: Params, batch: Batch) -> Params:
+        first = jax.tree.map(lambda x: x[0], batch)
+        return jax.grad(widened.on(loss_fn))(widen(params), first, *args)
+
+    try:
+        jaxpr = jax.make_jaxpr(gradient)(params, batch).jaxpr
+    except (TypeError, ValueError):
+        return Precision(narrow=dtypes)
+    return Precision(narrow=dtypes) if _computes_narrowly(jaxpr) else widened
+
+
+def _is_narrow(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) and dtype != wide_dtype(dtype)
+
+
+def _computes_narrowly(jaxpr: Any) -> bool:
+    """Whether any operation, those inside of others included, has a narrow result."""
+    for equation in jaxpr.eqns:
+        results = [out.aval.dtype for out in equation.outvars if hasattr(out.aval, "dtype")]
+        values = jax.tree.leaves(list(equation.params.values()), is_leaf=_holds_jaxpr)
+        inner = [getattr(value, "jaxpr", value) for value in values if _holds_jaxpr(value)]
+        if any(map(_is_narrow, results)) or any(map(_computes_narrowly, inner)):
+            return True
+    return False
+
+
+def _holds_jaxpr(value: Any) -> bool:
+    return hasattr(getattr(value, "jaxpr", value), "eqns")

@@ -8,51 +8,45 @@ import jax.numpy as jnp
 import optax
 
 from sapsel_jax._base.checks import batch_size
-from sapsel_jax._base.examples import sum_over_examples
-from sapsel_jax._base.losses import loss_sum, one_scalar
-from sapsel_jax._base.types import Batch, LossFn, Params
+from sapsel_jax._base.losses import Loss, one_scalar
+from sapsel_jax._base.precision import widen
+from sapsel_jax._base.types import Batch, Params
 
 Product: TypeAlias = Callable[[Params], Params]
 """A symmetric matrix as the function that multiplies a vector by it."""
 
 
-def hessian_product(
-    loss_fn: LossFn,
-    params: Params,
-    batch: Batch,
-    *,
-    microbatch: int | None = None,
-    args: tuple[Any, ...] = (),
-) -> Product:
+def hessian_product(loss: Loss, params: Params, batch: Batch) -> Product:
     """v ↦ H v, with H the Hessian of the mean loss."""
 
     def on_chunk(chunk: Batch) -> Product:
-        return linear_part(jax.grad(lambda p: loss_sum(loss_fn, p, chunk, args)), params)
+        return linear_part(jax.grad(lambda p: loss.total(p, chunk)), params)
 
-    return _mean_product(on_chunk, batch, microbatch)
+    return _mean_product(on_chunk, loss, batch)
 
 
 def gauss_newton_product(
     model_fn: Callable[..., Any],
     output_loss_fn: Callable[[Any, Any], jax.Array],
+    loss: Loss,
     params: Params,
     batch: Batch,
-    *,
-    microbatch: int | None = None,
-    args: tuple[Any, ...] = (),
 ) -> Product:
-    """v ↦ G v, with G the mean of Jᵀ H_c J: J of the model's outputs, H_c of the loss in them."""
+    """v ↦ G v, with G the mean of Jᵀ H_c J: J of the model's outputs, H_c of the loss in them.
+
+    `loss` is the two together: it says how to sum, and with which arguments the model is called.
+    """
     output_loss = one_scalar(output_loss_fn, "output_loss_fn")
 
     def on_chunk(chunk: Batch) -> Product:
-        outputs_of = lambda p: jax.vmap(lambda example: model_fn(p, example, *args))(chunk)
-        loss_of = lambda outputs: jnp.sum(jax.vmap(output_loss)(outputs, chunk))
+        outputs_of = lambda p: jax.vmap(lambda example: model_fn(p, example, *loss.args))(chunk)
+        loss_of = lambda outputs: jnp.sum(widen(jax.vmap(output_loss)(outputs, chunk)))
         outputs, push = jax.linearize(outputs_of, params)
         curve = linear_part(jax.grad(loss_of), outputs)
         pull = jax.linear_transpose(push, params)
         return lambda v: pull(curve(push(v)))[0]
 
-    return _mean_product(on_chunk, batch, microbatch)
+    return _mean_product(on_chunk, loss, batch)
 
 
 def linear_part(fn: Callable[[Any], Any], at: Any) -> Product:
@@ -60,14 +54,11 @@ def linear_part(fn: Callable[[Any], Any], at: Any) -> Product:
     return jax.linearize(fn, at)[1]
 
 
-def _mean_product(
-    on_chunk: Callable[[Batch], Product], batch: Batch, microbatch: int | None
-) -> Product:
+def _mean_product(on_chunk: Callable[[Batch], Product], loss: Loss, batch: Batch) -> Product:
     num_examples = batch_size("data", batch)
-    if microbatch is None or microbatch >= num_examples:
+    if not loss.precision.apart and (loss.microbatch is None or loss.microbatch >= num_examples):
         whole = on_chunk(batch)
         return lambda v: optax.tree.scale(1 / num_examples, whole(v))
     return lambda v: optax.tree.scale(
-        1 / num_examples,
-        sum_over_examples(lambda chunk: on_chunk(chunk)(v), batch, num_examples, microbatch),
+        1 / num_examples, loss.sum_over(lambda chunk: on_chunk(chunk)(v), batch)
     )

@@ -22,6 +22,10 @@ class Reason(enum.IntEnum):
     """The iteration of `lissa` grew: `scale` is too small for the curvature, or it is negative."""
     NO_DECREASE = 5
     """The step would have raised the loss that it was to lower."""
+    TOO_FEW_SELECTED = 6
+    """Fewer entries were selected than asked for, because the scores of others are NaN, as they are
+    where curvature is NaN or infinite; or none was selected at all. Only `unlearn` says so, for an
+    update is not told how many were asked for."""
 
 
 class Certificate(NamedTuple):

@@ -1,12 +1,13 @@
-"""How corrections change the gradient of the mean loss."""
+"""What is corrected, and how that changes the gradient of the mean loss."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 
 from sapsel_jax._base.checks import batch_size, check_count, check_float_leaves, check_same_tree
 from sapsel_jax._base.examples import check_options
-from sapsel_jax._base.losses import gradient_sum
+from sapsel_jax._base.losses import Loss, wide_loss
+from sapsel_jax._base.precision import widen
 from sapsel_jax._base.types import Batch, LossFn, Params
 
 
@@ -36,7 +37,9 @@ def gradient_change(
       args: further arguments of `loss_fn`, passed through as they are.
 
     Returns:
-      A pytree shaped like `params`, float32 or wider.
+      A pytree shaped like `params`, float32 or wider. The sums over examples are kept in the same
+      precision: parameters that are narrower are widened for the computation, and the examples
+      with them.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays, or `loss_fn` returns
@@ -57,17 +60,47 @@ def gradient_change(
       >>> sap.gradient_change(loss_fn, jnp.zeros(2), original, corrected, num_examples=2)
       Array([1.5, 0.5], dtype=float32)
     """
-    num_originals = check_corrections(params, original, corrected, num_examples, microbatch)
-    change = optax.tree.scale(-1, gradient_sum(loss_fn, params, original, microbatch, args))
-    if corrected is not None:
-        change = optax.tree.add(change, gradient_sum(loss_fn, params, corrected, microbatch, args))
-    return optax.tree.scale(1 / (num_examples or num_originals), change)
+    correction = read_correction(params, original, corrected, None, num_examples, microbatch)
+    loss = wide_loss(loss_fn, params, original, microbatch, args)
+    return correction.gradient_change(loss, widen(params))
 
 
-def check_corrections(
-    params: Params, original: Batch, corrected: Batch | None, num_examples: Any, microbatch: Any
-) -> int:
-    """Checks what every update is given; returns the number of originals."""
+class Correction(NamedTuple):
+    """What an update takes back, and what it puts in its place.
+
+    Attributes:
+      original: batch of the examples as they were trained on.
+      corrected: batch of the same examples as they should have been; None removes the originals.
+      data: batch of the training set as it should have been, or a sample; None where an update
+        looks at no other examples.
+      num_examples: N, what the change of a sum is divided by.
+    """
+
+    original: Batch
+    corrected: Batch | None
+    data: Batch | None
+    num_examples: int
+
+    def gradient_change(self, loss: Loss, params: Params) -> Params:
+        """Δ, as in `gradient_change`, at parameters in float32 or wider."""
+        change = optax.tree.scale(-1, loss.gradient_sum(params, self.original))
+        if self.corrected is not None:
+            change = optax.tree.add(change, loss.gradient_sum(params, self.corrected))
+        return optax.tree.scale(1 / self.num_examples, change)
+
+
+def read_correction(
+    params: Params,
+    original: Batch,
+    corrected: Batch | None,
+    data: Batch | None,
+    num_examples: Any,
+    microbatch: Any,
+) -> Correction:
+    """Checks what every update is given.
+
+    `num_examples` defaults to the size of `data`, or to the number of originals without any.
+    """
     check_float_leaves("params", params)
     check_options(microbatch)
     num_originals = batch_size("original", original)
@@ -75,4 +108,5 @@ def check_corrections(
         check_same_tree("corrected", corrected, "original", original)
     if num_examples is not None:
         check_count("num_examples", num_examples, minimum=1)
-    return num_originals
+    default = num_originals if data is None else batch_size("data", data)
+    return Correction(original, corrected, data, num_examples or default)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from sapsel_jax._base.checks import check_number
+from sapsel_jax._base.losses import wide_loss
+from sapsel_jax._base.precision import widen
 from sapsel_jax._base.types import Batch, LossFn, Mask, Params
-from sapsel_jax._updates.corrections import gradient_change
+from sapsel_jax._updates.corrections import read_correction
 from sapsel_jax._updates.masked import check_update, is_finite, keep_unselected
 from sapsel_jax._updates.selective import selective
 
@@ -46,7 +48,8 @@ def first_order_update(
     Returns:
       New parameters with the structure, shapes and dtypes of `params`; bit-identical outside the
       mask. Where the step would leave a selected entry NaN or infinite, none is taken: all
-      parameters come back as they were.
+      parameters come back as they were. Parameters narrower than float32 are widened for the
+      computation and rounded once.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays or `mask` anything but
@@ -73,15 +76,9 @@ def first_order_update(
     """
     check_number("step_size", step_size, minimum=0)
     check_update(params, mask)
-    change = gradient_change(
-        loss_fn,
-        params,
-        original,
-        corrected,
-        num_examples=num_examples,
-        microbatch=microbatch,
-        args=args,
-    )
+    correction = read_correction(params, original, corrected, None, num_examples, microbatch)
+    loss = wide_loss(loss_fn, params, original, microbatch, args)
+    change = correction.gradient_change(loss, widen(params))
     return first_order_step(params, change, step_size, mask)[0]
 
 

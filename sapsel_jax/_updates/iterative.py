@@ -8,7 +8,8 @@ import optax
 from jax import lax
 
 from sapsel_jax._base.checks import batch_size, check_same_tree
-from sapsel_jax._base.losses import loss_sum
+from sapsel_jax._base.losses import wide_loss
+from sapsel_jax._base.precision import widen
 from sapsel_jax._base.types import Batch, LossFn, Mask, Params
 from sapsel_jax._updates.masked import check_update, is_finite, keep_unselected
 from sapsel_jax._updates.selective import selective
@@ -44,7 +45,8 @@ def iterative_update(
       A pair: new parameters with the structure, shapes and dtypes of `params`, bit-identical
       outside the mask, and the mean loss of each batch before its step, shape (steps,). A step
       that would leave a selected entry NaN or infinite is not taken, by the optimizer's state
-      neither; its loss stands in the curve as it was.
+      neither; its loss stands in the curve as it was. The mean loss and its gradient are computed
+      in float32 or wider; the optimizer gets the gradient in the dtypes of `params`.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays or `mask` anything but
@@ -74,6 +76,23 @@ def iterative_update(
       >>> print(params, losses)
       [0.75 0.  ] [1.    0.625]
     """
+    params, losses, _ = descend(
+        loss_fn, params, batches, optimizer=optimizer, mask=mask, retained=retained, args=args
+    )
+    return params, losses
+
+
+def descend(
+    loss_fn: LossFn,
+    params: Params,
+    batches: Batch,
+    *,
+    optimizer: optax.GradientTransformation,
+    mask: Mask | None,
+    retained: Batch | None,
+    args: tuple[Any, ...],
+) -> tuple[Params, jax.Array, jax.Array]:
+    """What `iterative_update` returns, and for each step whether it was taken, shape (steps,)."""
     check_update(params, mask)
     _check_batches("batches", batches)
     if retained is not None:
@@ -87,21 +106,21 @@ def iterative_update(
     if mask is not None:
         optimizer = selective(optimizer, mask)
     optimizer = optax.with_extra_args_support(optimizer)
+    first = jax.tree.map(lambda x: x[0], batches)
+    loss = wide_loss(loss_fn, params, first, None, args)
 
     def step(carry: Any, batch: Batch) -> Any:
         current, state = carry
-
-        num_examples = batch_size("batch", batch)
-        mean_loss = lambda p: loss_sum(loss_fn, p, batch, args) / num_examples
-        loss, gradient = jax.value_and_grad(mean_loss)(current)
+        mean, gradient = loss.mean_and_gradient(widen(current), batch)
+        gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, current)
         updates, next_state = optimizer.update(gradient, state, current)
         moved = optax.apply_updates(current, updates)
         accept = is_finite(moved, mask)
         moved = keep_unselected(current, moved, mask, accept)
-        return (moved, lax.cond(accept, lambda: next_state, lambda: state)), loss
+        return (moved, lax.cond(accept, lambda: next_state, lambda: state)), (mean, accept)
 
-    (params, _), losses = lax.scan(step, (params, optimizer.init(params)), batches)
-    return params, losses
+    (params, _), (losses, taken) = lax.scan(step, (params, optimizer.init(params)), batches)
+    return params, losses, taken
 
 
 def _check_batches(name: str, batches: Batch) -> None:

@@ -1,5 +1,6 @@
 """The masked Newton step, taken as often as asked for, with a certificate."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,21 +9,16 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sapsel_jax._base.checks import batch_size, check_count, check_positive
-from sapsel_jax._base.losses import gradient_sum, loss_change, one_scalar
+from sapsel_jax._base.checks import check_count, check_positive
+from sapsel_jax._base.examples import draw_examples
+from sapsel_jax._base.losses import Loss, one_scalar, wide_loss
 from sapsel_jax._base.precision import widen
-from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params
-from sapsel_jax._curvature.exact import exact_diagonal
-from sapsel_jax._curvature.gauss_newton import gauss_newton_diagonal
-from sapsel_jax._curvature.products import (
-    Product,
-    gauss_newton_product,
-    hessian_product,
-    linear_part,
-)
+from sapsel_jax._base.types import Batch, LossFn, Mask, Params
+from sapsel_jax._curvature.products import Product
 from sapsel_jax._updates.certificates import Certificate, Reason, judge, rounding
-from sapsel_jax._updates.corrections import check_corrections, gradient_change
+from sapsel_jax._updates.corrections import read_correction
 from sapsel_jax._updates.masked import check_update, is_finite, keep_unselected, on_mask
+from sapsel_jax._updates.matrices import Matrix
 from sapsel_jax._updates.solvers import (
     DENSE_LIMIT,
     Solver,
@@ -140,14 +136,11 @@ def second_order_update(
     if num_selected is not None:
         check_count("num_selected", num_selected, minimum=0)
     check_update(params, mask)
-    check_corrections(params, original, corrected, num_examples, microbatch)
+    correction = read_correction(params, original, corrected, data, num_examples, microbatch)
     if (model_fn is None) != (output_loss_fn is None):
         raise ValueError("`model_fn` and `output_loss_fn` must be given together.")
     if penalty_fn is not None and model_fn is None:
         raise ValueError("`penalty_fn` must be given with `model_fn` and `output_loss_fn`.")
-    if penalty_fn is not None:
-        penalty_fn = one_scalar(penalty_fn, "penalty_fn")
-    num_data = batch_size("data", data)
     if solver is None:
         total = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
         most = total if num_selected is None else min(num_selected, total)
@@ -155,97 +148,60 @@ def second_order_update(
 
     params = jax.tree.map(jnp.asarray, params)
     start = widen(params)
-    whole = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params) if mask is None else mask
-    gradient = lambda p: optax.tree.scale(
-        1 / num_data, gradient_sum(loss_fn, p, data, microbatch, args)
+    loss = wide_loss(loss_fn, params, data, microbatch, args)
+    change = correction.gradient_change(loss, start)
+    problem = _Problem(
+        loss=loss,
+        matrix=Matrix(
+            loss,
+            model_fn and loss.precision.on(model_fn),
+            output_loss_fn and loss.precision.on_outputs(output_loss_fn),
+            penalty_fn and one_scalar(penalty_fn, "penalty_fn"),
+        ),
+        data=data,
+        residual=optax.tree.sub(loss.gradient(start, data), change),
+        mask=jax.tree.map(lambda p: jnp.ones(p.shape, bool), params) if mask is None else mask,
+        like=params,
+        solver=solver,
+        num_steps=num_steps,
+        adapt_damping=adapt_damping,
     )
-    change = gradient_change(
-        loss_fn,
-        start,
-        original,
-        corrected,
-        num_examples=num_examples or num_data,
-        microbatch=microbatch,
-        args=args,
-    )
-    residual = optax.tree.sub(gradient(start), change)
-    curvature = _Curvature(loss_fn, model_fn, output_loss_fn, penalty_fn, microbatch, args)
-
-    def system_at(p: Params, slope: Params, strength: jax.Array) -> System:
-        product = curvature.product(p, data)
-        sample = lambda key, count: _restricted(
-            curvature.product(p, draw_examples(data, key, (count,))), whole
-        )
-        rhs = on_mask(optax.tree.scale(-1, slope), whole)
-        diagonal = lambda: curvature.diagonal(p, data)
-        return System(_restricted(product, whole), rhs, whole, strength, diagonal, sample)
-
-    def attempt(state: _State) -> _State:
-        slope = optax.tree.sub(gradient(state.params), residual)
-        system = system_at(state.params, slope, state.damping)
-        solution = solver(system)
-        step = on_mask(solution.x, whole)
-        curved = jnp.asarray(optax.tree.vdot(step, system.curvature(step)))
-        predicted = jnp.asarray(optax.tree.vdot(slope, step)) + curved / 2
-        moved = keep_unselected(
-            state.params, optax.tree.add(state.params, step), whole, jnp.bool_(True)
-        )
-        rise, level = loss_change(loss_fn, state.params, moved, data, microbatch, args)
-        actual = rise - optax.tree.vdot(residual, step)
-        slack = rounding(level)
-        rounded = jax.tree.map(lambda p, m: m.astype(p.dtype), params, moved)
-        finite = is_finite(rounded, whole) & jnp.isfinite(actual)
-        reason = judge(actual, level, finite)
-        reason = jnp.where(solution.reason == Reason.CONVERGED, reason, solution.reason)
-        return _advance(state, solution, reason, moved, predicted, actual, slack)
-
-    def _advance(
-        state: _State,
-        solution: Any,
-        reason: jax.Array,
-        moved: Params,
-        predicted: jax.Array,
-        actual: jax.Array,
-        slack: jax.Array,
-    ) -> _State:
-        holds = reason == Reason.CONVERGED
-        certificate = state.certificate
-        num_taken = certificate.num_steps + holds
-        num_failed = state.num_failed + ~holds
-        strength = state.damping
-        if adapt_damping:
-            ratio = jnp.where(jnp.abs(predicted) <= slack, 1.0, actual / predicted)
-            factor = jnp.where(ratio > 0.75, 0.5, jnp.where(ratio < 0.25, 4.0, 1.0))
-            strength = strength * jnp.where(holds, factor, 4.0).astype(strength.dtype)
-        more = MAX_RETRIES if adapt_damping else 0
-        added = lambda total, part: total + jnp.where(holds, part, 0).astype(total.dtype)
-        return _State(
-            keep_unselected(state.params, moved, None, holds),
-            strength,
-            num_failed,
-            (num_taken == num_steps) | (num_failed > more),
-            Certificate(
-                converged=holds,
-                reason=reason.astype(jnp.int32),
-                num_steps=num_taken,
-                iterations=certificate.iterations + solution.iterations,
-                relative_residual=solution.relative_residual.astype(strength.dtype),
-                damping=strength,
-                predicted_change=added(certificate.predicted_change, predicted),
-                actual_change=added(certificate.actual_change, actual),
-            ),
-        )
-
     dtype = jnp.result_type(*jax.tree.leaves(start)) if jax.tree.leaves(start) else jnp.float32
     zero, strength = jnp.zeros((), dtype), jnp.asarray(damping, dtype)
     nothing = Certificate(
         jnp.bool_(False), jnp.int32(RUNNING), jnp.int32(0), jnp.int32(0), zero, strength, zero, zero
     )
     state = _State(start, strength, jnp.int32(0), jnp.bool_(False), nothing)
-    state = lax.while_loop(lambda s: ~s.done, attempt, state)
-    moved = jax.tree.map(lambda p, m: m.astype(p.dtype), params, state.params)
+    state = lax.while_loop(lambda s: ~s.done, functools.partial(_attempt, problem), state)
     taken = state.certificate.num_steps > 0
-    return keep_unselected(params, moved, whole, taken), state.certificate
+    moved = _rounded(problem, state.params)
+    return keep_unselected(params, moved, problem.mask, taken), state.certificate
+
+
+class _Problem(NamedTuple):
+    """What stays the same from step to step.
+
+    Attributes:
+      loss: at parameters in float32 or wider.
+      matrix: the curvature.
+      data: the batch that both are means over.
+      residual: r, the gradient that the original training had left.
+      mask: pytree of bool arrays.
+      like: the parameters in their own dtypes.
+      solver: of the damped system.
+      num_steps: how many steps to take.
+      adapt_damping: whether each step changes the damping of the next.
+    """
+
+    loss: Loss
+    matrix: Matrix
+    data: Batch
+    residual: Params
+    mask: Mask
+    like: Params
+    solver: Solver
+    num_steps: int
+    adapt_damping: bool
 
 
 class _State(NamedTuple):
@@ -256,54 +212,77 @@ class _State(NamedTuple):
     certificate: Certificate
 
 
-class _Curvature(NamedTuple):
-    """The Hessian of a loss, or its Gauss-Newton matrix where the model is given."""
-
-    loss_fn: LossFn
-    model_fn: Callable[..., Any] | None
-    output_loss_fn: Callable[[Any, Any], jax.Array] | None
-    penalty_fn: Callable[[Params], jax.Array] | None
-    microbatch: int | None
-    args: tuple[Any, ...]
-
-    def product(self, params: Params, batch: Batch) -> Product:
-        if self.model_fn is None or self.output_loss_fn is None:
-            return hessian_product(
-                self.loss_fn, params, batch, microbatch=self.microbatch, args=self.args
-            )
-        product = gauss_newton_product(
-            self.model_fn,
-            self.output_loss_fn,
-            params,
-            batch,
-            microbatch=self.microbatch,
-            args=self.args,
-        )
-        if self.penalty_fn is None:
-            return product
-        penalty = linear_part(jax.grad(self.penalty_fn), params)
-        return lambda v: optax.tree.add(product(v), penalty(v))
-
-    def diagonal(self, params: Params, batch: Batch) -> Diagonal:
-        if self.model_fn is None or self.output_loss_fn is None:
-            return exact_diagonal(self.loss_fn, microbatch=self.microbatch)(
-                params, batch, *self.args
-            )
-        diagonal = gauss_newton_diagonal(
-            self.model_fn, self.output_loss_fn, microbatch=self.microbatch
-        )(params, batch, *self.args)
-        if self.penalty_fn is None:
-            return diagonal
-        penalty_fn = self.penalty_fn
-        penalty = exact_diagonal(lambda p, _: penalty_fn(p))(params, jnp.zeros(1))
-        return optax.tree.add(diagonal, penalty)
-
-
-def _restricted(product: Product, mask: Mask) -> Product:
-    return lambda v: on_mask(product(on_mask(v, mask)), mask)
+def _attempt(problem: _Problem, state: _State) -> _State:
+    """One step: solved, tried, and taken if it holds."""
+    slope = optax.tree.sub(problem.loss.gradient(state.params, problem.data), problem.residual)
+    system = _system(problem, state, slope)
+    solution = problem.solver(system)
+    step = on_mask(solution.x, problem.mask)
+    curved = jnp.asarray(optax.tree.vdot(step, system.curvature(step)))
+    predicted = jnp.asarray(optax.tree.vdot(slope, step)) + curved / 2
+    moved = keep_unselected(
+        state.params, optax.tree.add(state.params, step), problem.mask, jnp.bool_(True)
+    )
+    rise, level = problem.loss.change(state.params, moved, problem.data)
+    # What training had left is no part of the loss that the step is to lower.
+    actual = rise - optax.tree.vdot(problem.residual, step)
+    finite = is_finite(_rounded(problem, moved), problem.mask) & jnp.isfinite(actual)
+    reason = judge(actual, level, finite)
+    reason = jnp.where(solution.reason == Reason.CONVERGED, reason, solution.reason)
+    holds = reason == Reason.CONVERGED
+    before = state.certificate
+    num_taken = before.num_steps + holds
+    num_failed = state.num_failed + ~holds
+    retries = MAX_RETRIES if problem.adapt_damping else 0
+    damping = state.damping
+    if problem.adapt_damping:
+        damping = _adapted(damping, predicted, actual, rounding(level), holds)
+    added = lambda total, part: total + jnp.where(holds, part, 0).astype(total.dtype)
+    return _State(
+        keep_unselected(state.params, moved, None, holds),
+        damping,
+        num_failed,
+        (num_taken == problem.num_steps) | (num_failed > retries),
+        Certificate(
+            converged=holds,
+            reason=reason.astype(jnp.int32),
+            num_steps=num_taken,
+            iterations=before.iterations + solution.iterations,
+            relative_residual=solution.relative_residual.astype(damping.dtype),
+            damping=damping,
+            predicted_change=added(before.predicted_change, predicted),
+            actual_change=added(before.actual_change, actual),
+        ),
+    )
 
 
-def draw_examples(batch: Batch, key: jax.Array, shape: tuple[int, ...]) -> Batch:
-    """Random examples of a batch, with the leading axes `shape`."""
-    rows = jax.random.randint(key, shape, 0, batch_size("batch", batch))
-    return jax.tree.map(lambda x: jnp.asarray(x)[rows], batch)
+def _system(problem: _Problem, state: _State, slope: Params) -> System:
+    """The damped system of a step, on the selected entries."""
+    params, mask = state.params, problem.mask
+
+    def on(batch: Batch) -> Product:
+        product = problem.matrix.product(params, batch)
+        return lambda v: on_mask(product(on_mask(v, mask)), mask)
+
+    return System(
+        curvature=on(problem.data),
+        rhs=on_mask(optax.tree.scale(-1, slope), mask),
+        mask=mask,
+        damping=state.damping,
+        diagonal=lambda: problem.matrix.diagonal(params, problem.data),
+        sample=lambda key, count: on(draw_examples(problem.data, key, (count,))),
+    )
+
+
+def _adapted(
+    damping: jax.Array, predicted: jax.Array, actual: jax.Array, slack: jax.Array, holds: jax.Array
+) -> jax.Array:
+    """The damping of the next step: less of it where the prediction was good."""
+    ratio = jnp.where(jnp.abs(predicted) <= slack, 1.0, actual / predicted)
+    factor = jnp.where(ratio > 0.75, 0.5, jnp.where(ratio < 0.25, 4.0, 1.0))
+    return damping * jnp.where(holds, factor, 4.0).astype(damping.dtype)
+
+
+def _rounded(problem: _Problem, params: Params) -> Params:
+    """Parameters in their own dtypes."""
+    return jax.tree.map(lambda p, like: p.astype(like.dtype), params, problem.like)

@@ -8,7 +8,8 @@ import optax
 from jax import lax
 
 from sapsel_jax._base.checks import batch_size, check_count, check_float_leaves
-from sapsel_jax._base.losses import loss_sum
+from sapsel_jax._base.losses import wide_loss
+from sapsel_jax._base.precision import widen
 from sapsel_jax._base.types import Batch, LossFn, Params
 
 
@@ -41,7 +42,8 @@ def train_ensemble(
 
     Returns:
       A pair: parameters shaped like `params`, and the mean loss of each batch before its step,
-      shape (models, steps). A model that diverges ends in NaN and leaves the others alone.
+      shape (models, steps), in float32 or wider. A model that diverges ends in NaN and leaves the
+      others alone.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays or `ids` no integers, or
@@ -77,13 +79,15 @@ def train_ensemble(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train(start: Params, order: jax.Array) -> tuple[Params, jax.Array]:
+        loss = wide_loss(loss_fn, start, data, None, args)
+
         def step(carry: Any, rows: jax.Array) -> Any:
             current, state = carry
             batch = jax.tree.map(lambda x: x[rows], data)
-            mean_loss = lambda p: loss_sum(loss_fn, p, batch, args) / rows.size
-            loss, gradient = jax.value_and_grad(mean_loss)(current)
+            mean, gradient = loss.mean_and_gradient(widen(current), batch)
+            gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, current)
             updates, state = optimizer.update(gradient, state, current)
-            return (optax.apply_updates(current, updates), state), loss
+            return (optax.apply_updates(current, updates), state), mean
 
         (end, _), losses = lax.scan(step, (start, optimizer.init(start)), order)
         return end, losses
