@@ -33,7 +33,8 @@ def count_nonfinite(tree: Any) -> Any:
 
 def wide_dtype(dtype: Any) -> Any:
     """The dtype that sums are kept in: float32, or wider where `dtype` is."""
-    return jnp.promote_types(dtype, jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # a strict setting is about what users mix
+        return jnp.promote_types(dtype, jnp.float32)
 
 
 def widen(tree: Any) -> Any:
@@ -90,13 +91,11 @@ def find_precision(
     if not any(map(_is_narrow, jax.tree.leaves(dtypes))):
         return Precision()
     widened = Precision(widens=True)
-
-    def gradient(params: Params, batch: Batch) -> Params:
-        first = jax.tree.map(lambda x: x[0], batch)
-        return jax.grad(widened.on(loss_fn))(widen(params), first, *args)
-
+    gradient = jax.grad(lambda p, example: widened.on(loss_fn)(p, example, *args))
+    first = lambda batch: jax.tree.map(lambda x: x[0], batch)
+    shapes = jax.eval_shape(lambda p, b: (widen(p), first(b)), params, batch)
     try:
-        jaxpr = jax.make_jaxpr(gradient)(params, batch).jaxpr
+        jaxpr = jax.make_jaxpr(gradient)(*shapes).jaxpr
     except (TypeError, ValueError):
         return Precision(narrow=dtypes)
     return Precision(narrow=dtypes) if _computes_narrowly(jaxpr) else widened
