@@ -1,32 +1,30 @@
 """`python -m benchmarks ablation`: which parameters to change, and by which update."""
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation.defaults import DEFAULTS_KEY, count_defaults, measure_defaults
+from benchmarks.ablation.defaults import count_defaults, measure_defaults
 from benchmarks.ablation.findings import find
 from benchmarks.ablation.parts import FRACTIONS, study_parts
 from benchmarks.ablation.plots import draw_gains, draw_recovery, draw_stability
+from benchmarks.ablation.records import open_journals
 from benchmarks.ablation.report import Study, study_markdown
 from benchmarks.ablation.sections import mean_overlaps
 from benchmarks.ablation.stability import (
     FRACTION,
     KINDS,
-    STABILITY_KEY,
     count_stability,
     measure_stability,
 )
-from benchmarks.ablation.study import CELL_KEY, TRIAL_KEY, Part, count_work, measure_part
+from benchmarks.ablation.study import Part, count_work, measure_part
 from benchmarks.learning.data import is_prepared
-from benchmarks.learning.settings import command_line
 from benchmarks.methods.tuning import TUNING_SEED
+from benchmarks.tools.command import command_line, continued
 from benchmarks.tools.errors import check_at_least, check_choice, check_share
 from benchmarks.tools.page import write_page
-from benchmarks.tools.progress import progress_bar, wide_console
-from benchmarks.tools.records import Record, open_folder
+from benchmarks.tools.records import Journal
 
 QUICK = {"seeds": 1, "fractions": (0.05,), "curvature_examples": 200}
 QUICK_PART = "digits-label"
@@ -68,46 +66,32 @@ class Ablation:
         options = dataclasses.replace(self, **QUICK) if self.quick else self
         options.check()
         parts = options.chosen()
-        # What is not prepared is told now; and tensorflow-datasets is imported before the thread
-        # that draws the progress runs, which its import would trip.
+        # What is not prepared is told now, before anything is measured.
         for part in parts:
             part.settings.load(TUNING_SEED)
-        console = wide_console()
-        folder = open_folder(options.output or Path("results", "ablation"), options.settings())
-        trials = Record(folder / "tuning.jsonl", TRIAL_KEY)
-        cells = Record(folder / "results.jsonl", CELL_KEY)
-        overlaps = Record(folder / "stability.jsonl", STABILITY_KEY)
-        variants = Record(folder / "defaults.jsonl", DEFAULTS_KEY)
         steady = [part for part in parts if part.name in STEADY]
         tried = [part for part in parts if part.name in TRIED and not self.quick]
-        works = [
-            *((count_work(p), functools.partial(measure_part, p, trials, cells)) for p in parts),
-            *(
-                (count_stability(p), functools.partial(measure_stability, p, overlaps))
-                for p in steady
-            ),
-            *((count_defaults(p), functools.partial(measure_defaults, p, variants)) for p in tried),
-        ]
-        with progress_bar(console) as progress:
-            task = progress.add_task("Loading", total=sum(count for count, _ in works))
-
-            def advance(words: str) -> None:
-                progress.update(task, description=words, advance=1)
-
-            try:
-                for _, work in works:
-                    work(advance)
-            except KeyboardInterrupt as stop:
-                raise KeyboardInterrupt(
-                    f"what is finished stands in {folder}, and the same command goes on from there"
-                ) from stop
-        options._report(folder, trials, cells, overlaps, variants)
-        console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        output = options.output or Path("results", "ablation")
+        with continued(output, options.settings()) as run:
+            journals = open_journals(run.folder)
+            run.expect(
+                sum(count_work(part) for part in parts)
+                + sum(count_stability(part) for part in steady)
+                + sum(count_defaults(part) for part in tried)
+            )
+            for part in parts:
+                measure_part(part, journals.trials, journals.cells, run.say)
+            for part in steady:
+                measure_stability(part, journals.overlaps, run.say)
+            for part in tried:
+                measure_defaults(part, journals.variants, run.say)
+            run.say("Writing the report")
+            options._report(run.folder, *journals)
 
     def _report(
-        self, folder: Path, trials: Record, cells: Record, overlaps: Record, variants: Record
+        self, folder: Path, trials: Journal, cells: Journal, overlaps: Journal, variants: Journal
     ) -> None:
-        """Pictures and pages from what stands in the records."""
+        """Pictures and pages from what stands in the journals."""
         parts = self.all_parts()
         found = [f for name in parts if (f := find(name, cells.rows)) is not None]
         titles = {name: part.title for name, part in parts.items()}

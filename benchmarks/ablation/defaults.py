@@ -16,7 +16,7 @@ from benchmarks.learning.models import Model
 from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.tuning import judge
 from benchmarks.methods.updates import newton_steps
-from benchmarks.tools.records import Record
+from benchmarks.tools.records import Journal
 
 DEFAULTS_SEEDS = 5
 
@@ -33,7 +33,6 @@ class Variant(NamedTuple):
     """How many examples of the training set are given; None is the study's sample."""
 
 
-DEFAULTS_KEY = ("part", *Variant._fields, "seed")
 STEPS = [(1, False), (1, True), (3, False), (3, True), (10, True)]
 DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 BASE = Variant()
@@ -56,7 +55,7 @@ def count_defaults(part: Part) -> int:
     return _seeds(part) * len(VARIANTS)
 
 
-def measure_defaults(part: Part, record: Record, advance: Callable[[str], None]) -> None:
+def measure_defaults(part: Part, record: Journal, advance: Callable[[str], None]) -> None:
     """Records every variant on every seed that is not recorded yet.
 
     Args:

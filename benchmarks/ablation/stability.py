@@ -18,9 +18,8 @@ from benchmarks.learning.models import Model
 from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.rankings import PER_LEAF, RANKED, SCORES, Evidence, gather, score_all
 from benchmarks.methods.updates import as_batch
-from benchmarks.tools.records import Record
+from benchmarks.tools.records import Journal
 
-STABILITY_KEY = ("part", "method", "kind", "seed")
 KINDS = {
     "probes": "two estimates of the curvature by one probe each",
     "samples": "two disjoint halves of the training data and of the poisoned examples",
@@ -40,7 +39,7 @@ def count_stability(part: Part) -> int:
     return part.settings.seeds
 
 
-def measure_stability(part: Part, record: Record, advance: Callable[[str], None]) -> None:
+def measure_stability(part: Part, record: Journal, advance: Callable[[str], None]) -> None:
     """Records the overlap of each method's masks, for each seed and kind of change.
 
     Args:

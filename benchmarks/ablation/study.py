@@ -12,11 +12,8 @@ from benchmarks.methods.curvature import counted_gradients
 from benchmarks.methods.rankings import Gathered, gather, make_masks, mask_names, needs
 from benchmarks.methods.tuning import TUNING_SEED, best, try_all
 from benchmarks.methods.updates import STUDIED_UPDATES
-from benchmarks.tools.records import Record
+from benchmarks.tools.records import Journal
 from benchmarks.tools.timing import timed
-
-TRIAL_KEY = ("part", "method", "fraction", "update")
-CELL_KEY = (*TRIAL_KEY, "seed")
 
 Name = tuple[str, float | None]
 """A mask: its method, and the share of the entries that it selects."""
@@ -40,7 +37,9 @@ def count_work(part: Part) -> int:
     return len(mask_names(part.fractions)) * (1 + part.settings.seeds)
 
 
-def measure_part(part: Part, trials: Record, cells: Record, advance: Callable[[str], None]) -> None:
+def measure_part(
+    part: Part, trials: Journal, cells: Journal, advance: Callable[[str], None]
+) -> None:
     """Tunes and measures every cell of a part that is not recorded yet.
 
     Args:
@@ -60,17 +59,13 @@ def measure_part(part: Part, trials: Record, cells: Record, advance: Callable[[s
             stage = "tuning" if tuning else f"seed {seed}"
             advance(f"{part.name}, {stage}: {method.replace('_', ' ')}{share}")
             key = (part.name, *name)
-            record, suffix = (trials, ()) if tuning else (cells, (seed,))
-            missing = [u for u in part.updates if (*key, u, *suffix) not in record]
-            if tuning and missing:
-                record.append(*(bench().tune(name, update) for update in missing))
-            elif missing:
-                chosen = {row["update"]: row["chosen"] for row in trials.rows if _of(row) == key}
-                record.append(*(bench().cell(name, update, chosen[update]) for update in missing))
-
-
-def _of(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["part"], row["method"], row["fraction"]
+            if tuning:
+                missing = [u for u in part.updates if (*key, u) not in trials]
+                trials.append(*(bench().tune(name, update) for update in missing))
+                continue
+            missing = [u for u in part.updates if (*key, u, seed) not in cells]
+            chosen = {u: trials[*key, u]["chosen"] for u in missing}
+            cells.append(*(bench().cell(name, *pair) for pair in chosen.items()))
 
 
 @dataclass(frozen=True)

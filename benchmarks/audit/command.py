@@ -11,16 +11,16 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.audit.ensembles import evidence, margins, train_models, tune, unlearn_models
-from benchmarks.learning.settings import Settings, command_line
+from benchmarks.learning.settings import Settings
 from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.masks import METHODS
 from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.reporting.tables import markdown_table, plain_name
+from benchmarks.tools.command import command_line, measured
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_choice
-from benchmarks.tools.folders import result_folder, write_jsonl
+from benchmarks.tools.folders import write_jsonl
 from benchmarks.tools.page import write_page
-from benchmarks.tools.progress import wide_console
 from benchmarks.tools.timing import timed
 
 UPDATE = "iterative"
@@ -48,17 +48,14 @@ class Audit(Settings):
         check_at_least("models", self.models, 3)
         for method in self.methods:
             check_choice("methods", method, METHODS)
-        console = wide_console()
         name = f"audit-{self.dataset}-{self.scenario}-{self.model}"
-        output = self.output or Path("results", name)
-        with result_folder(output) as folder:
-            with console.status("Loading the data") as status:
-                rows = list(self.measure(lambda words: status.update(words)))
-            write_jsonl(folder / "results.jsonl", rows)
-            _draw(folder / "audit.png", rows)
-            write_page(folder, _report(rows))
-        console.print(_table(rows))
-        console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+        with measured(self.output or Path("results", name)) as run:
+            self.load(TUNING_SEED)
+            rows = list(self.measure(run.say))
+            write_jsonl(run.folder / "results.jsonl", rows)
+            _draw(run.folder / "audit.png", rows)
+            write_page(run.folder, _report(rows))
+            run.tables.append(_table(rows))
 
     def measure(self, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
         """A row for each seed, method and set of examples; `report` is told what is going on."""

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,10 +88,11 @@ def is_prepared(name: str, data_dir: str | None = None) -> bool:
     if name == "digits":
         return True
     try:
-        with _quiet_logging():
-            return _builder(name, data_dir).is_prepared()
-    except UsageError:
+        import tensorflow_datasets  # noqa: F401
+    except ImportError:
         return False
+    with _told_where(name, data_dir):
+        return _builder(name, data_dir).is_prepared()
 
 
 @functools.cache
@@ -108,8 +109,8 @@ def _load_digits() -> tuple[str, Split, Split]:
 
 @functools.cache
 def _load_tfds(name: str, data_dir: str | None) -> tuple[str, Split, Split]:
-    builder = _builder(name, data_dir)
-    with _quiet_logging():
+    with _told_where(name, data_dir):
+        builder = _builder(name, data_dir)
         prepared = builder.is_prepared()
     if not prepared:
         raise UsageError(
@@ -119,21 +120,19 @@ def _load_tfds(name: str, data_dir: str | None) -> tuple[str, Split, Split]:
             f"tfds.builder('{name}', {_data_dir_argument(data_dir)}file_format='array_record')"
             f'.download_and_prepare()"`.'
         )
-    with _quiet_logging():
+    with _told_where(name, builder.data_path):
         train, test = (_read(builder, split) for split in ("train", "test"))
-    return _variant(Path(builder.data_path)), train, test
+        return _variant(Path(builder.data_path)), train, test
 
 
 def _builder(name: str, data_dir: str | None):
     try:
-        with _quiet_logging():
-            import tensorflow_datasets as tfds
-
-            return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        import tensorflow_datasets as tfds
     except ImportError as error:
         raise UsageError(
             f'`{name}` needs tensorflow-datasets; install it with `pip install -e ".[bench]"`.'
         ) from error
+    return tfds.builder(name, data_dir=data_dir, file_format="array_record")
 
 
 def _data_dir_argument(data_dir: str | None) -> str:
@@ -141,8 +140,13 @@ def _data_dir_argument(data_dir: str | None) -> str:
 
 
 def _read(builder, split: str) -> Split:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    info = builder.info.splits[split]
+    num_records = sum(ArrayRecordReader(str(path)).num_records() for path in info.filepaths)
+    if (num_examples := info.num_examples) != num_records:
+        raise ValueError(f"{num_records} records of {num_examples} in {split}")
     source = builder.as_data_source(split=split)
-    num_examples = builder.info.splits[split].num_examples
     images, labels = [], []
     for start in range(0, num_examples, READ_AT_ONCE):
         examples = source.__getitems__(range(start, min(start + READ_AT_ONCE, num_examples)))
@@ -162,11 +166,23 @@ def _variant(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_logging() -> Iterator[None]:
-    """Without the hints of tensorflow-datasets' dependencies, which are not about the data."""
+def _told_where(name: str, folder: Any) -> Iterator[None]:
+    """Says of a data set that cannot be read where it stands and what is wrong with it.
+
+    Hints of tensorflow-datasets' dependencies, which are not about the data, are left out.
+    """
     level = logging.getLogger("absl").level
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         yield
+    except UsageError:
+        raise
+    except Exception as error:  # each layer of the readers has exceptions of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        place = "the default folder" if folder is None else folder
+        raise UsageError(
+            f"`{name}` cannot be read from {place} ({reason}); if it is damaged, remove it there "
+            "and prepare it again."
+        ) from error
     finally:
         logging.getLogger("absl").setLevel(level)

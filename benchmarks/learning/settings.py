@@ -1,7 +1,5 @@
 """The options that decide what a comparison measures, shared by the commands that make one."""
 
-import shlex
-import sys
 from dataclasses import dataclass
 
 from benchmarks.learning.data import DATASETS, Dataset, load_dataset
@@ -85,8 +83,3 @@ class Settings:
         """How the network is trained."""
         recipe = RECIPES[self.dataset, self.model]
         return recipe if self.epochs is None else recipe._replace(epochs=self.epochs)
-
-
-def command_line() -> str:
-    """The command that is running, as a person would type it."""
-    return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])

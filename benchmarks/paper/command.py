@@ -6,13 +6,14 @@ from pathlib import Path
 
 from benchmarks.learning.data import DATASETS
 from benchmarks.learning.scenarios import SCENARIOS
-from benchmarks.learning.settings import Settings, command_line
-from benchmarks.paper.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest
+from benchmarks.learning.settings import Settings
+from benchmarks.methods.tuning import TUNING_SEED
+from benchmarks.paper.contest import Arm, Contest, run_contest
 from benchmarks.paper.procedures import PROCEDURES, PROPOSED
+from benchmarks.paper.records import open_journals
 from benchmarks.paper.report import write_paper
+from benchmarks.tools.command import command_line, continued
 from benchmarks.tools.errors import UsageError, check_at_least, check_choice, check_share
-from benchmarks.tools.progress import progress_bar, wide_console
-from benchmarks.tools.records import Record, open_folder
 
 FRONTIER_METHODS = (PROPOSED, "sharpest")
 REMOVAL_EXAMPLES = 5_000
@@ -68,30 +69,15 @@ class Paper:
     def run(self) -> None:
         """Measures what is missing; leaves a report."""
         contest = self.contest()
-        console = wide_console()
         output = self.output or Path("results", f"paper-{self.dataset}")
-        folder = open_folder(output, self._identity())
-        trials = Record(folder / "tuning.jsonl", TRIAL_KEY)
-        cells = Record(folder / "results.jsonl", CELL_KEY)
-        total = len(list(contest.work(trials, cells)))
-        with progress_bar(console) as progress:
-            task = progress.add_task("Loading the data", total=total)
-            done = -1
-
-            def advance(words: str) -> None:
-                nonlocal done
-                done += 1
-                progress.update(task, description=words, completed=done)
-
-            try:
-                run_contest(contest, trials, cells, advance)
-            except KeyboardInterrupt as stop:
-                raise KeyboardInterrupt(
-                    f"what is finished stands in {folder}, and the same command goes on from there"
-                ) from stop
-            progress.update(task, description="Writing the report", completed=total)
-            write_paper(folder, contest, trials.rows, cells.rows, command_line())
-        console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+        with continued(output, self._identity()) as run:
+            trials, cells = open_journals(run.folder)
+            for settings in contest.settings.values():
+                settings.load(TUNING_SEED)
+            run.expect(len(list(contest.work(trials, cells))))
+            run_contest(contest, trials, cells, run.say)
+            run.say("Writing the report")
+            write_paper(run.folder, contest, trials.rows, cells.rows, command_line())
 
     def contest(self) -> Contest:
         """What is compared, after a check of every option."""

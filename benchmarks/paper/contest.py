@@ -25,11 +25,9 @@ from benchmarks.paper.evidence import (
 )
 from benchmarks.paper.problems import Problem
 from benchmarks.paper.procedures import PROCEDURES, Trial
-from benchmarks.tools.records import Record
+from benchmarks.tools.records import Journal
 from benchmarks.tools.timing import timed
 
-TRIAL_KEY = ("scenario", "method", "fraction", "budget")
-CELL_KEY = ("scenario", "known", "method", "fraction", "budget", "seed")
 REFERENCES = ("poisoned", "retrained")
 MORE_TUNING = 10_000
 """The tuning seeds after the first; reported ones lie far below."""
@@ -83,7 +81,7 @@ class Contest:
         """The reported seeds."""
         return range(1, self.settings[scenario].seeds + 1)
 
-    def work(self, trials: Record, cells: Record) -> Iterator[tuple[str, int, float, Arm]]:
+    def work(self, trials: Journal, cells: Journal) -> Iterator[tuple[str, int, float, Arm]]:
         """What is not recorded yet: scenario, seed, known share, arm; tuning first."""
         for scenario in self.settings:
             for arm in self.entrants(scenario, 1.0):
@@ -97,7 +95,7 @@ class Contest:
 
 
 def run_contest(
-    contest: Contest, trials: Record, cells: Record, advance: Callable[[str], None]
+    contest: Contest, trials: Journal, cells: Journal, advance: Callable[[str], None]
 ) -> None:
     """Tunes and measures whatever is not recorded yet.
 
@@ -121,12 +119,7 @@ def run_contest(
         bench = bench_of(scenario, seed)
         if (scenario, 1.0, *Arm("retrained", 1.0, 1.0), seed) not in cells:
             cells.append(*bench.reference_rows())
-        chosen = next(r["chosen"] for r in trials.rows if _key(r, TRIAL_KEY) == (scenario, *arm))
-        cells.append(bench.measure(arm, known, chosen))
-
-
-def _key(row: dict[str, Any], names: tuple[str, ...]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in names)
+        cells.append(bench.measure(arm, known, trials[scenario, *arm]["chosen"]))
 
 
 def tune(benches: Sequence["Bench"], scenario: str, arm: Arm) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from benchmarks.reporting.tables import (
     short_number,
     towards_retraining,
 )
+from benchmarks.tools.folders import write_whole
 from benchmarks.tools.page import write_page
 from benchmarks.tools.statistics import Interval
 
@@ -58,7 +59,7 @@ def write_paper(folder: Path, contest: Contest, trials: Rows, rows: Rows, comman
     first = contest.settings[scenarios[0]]
     case = make_case(first, TUNING_SEED, contest.cache)
     goals = _goals(rows, scenarios, contest.arms)
-    (folder / "table.md").write_text(goals + "\n", encoding="utf-8")
+    write_whole(folder / "table.md", goals + "\n")
     parts = [
         *_opening(contest, scenarios, case, rows),
         "## In short",

@@ -15,15 +15,14 @@ from rich.table import Table
 
 import sapsel_jax as sap
 from benchmarks.learning.data import is_prepared
-from benchmarks.learning.settings import command_line
 from benchmarks.measures.diagonals import captured, flat, gradient_equivalents, overlaps, quality
 from benchmarks.propagation.block_rules import WITHOUT, matters
 from benchmarks.propagation.networks import NETWORKS, Trained, mlp, resnet, trained, transformer
 from benchmarks.propagation.report import draw, quality_table, report
+from benchmarks.tools.command import command_line, measured
 from benchmarks.tools.errors import check_at_least
-from benchmarks.tools.folders import result_folder, write_jsonl
+from benchmarks.tools.folders import write_jsonl
 from benchmarks.tools.page import write_page
-from benchmarks.tools.progress import wide_console
 from benchmarks.tools.timing import compiled, temporary_bytes
 from sapsel_jax._curvature.propagation import PROBES_AT_ONCE
 
@@ -67,22 +66,18 @@ class Propagation:
     def run(self) -> None:
         """Measures everything, prints a table and leaves a folder."""
         check_at_least("seeds", self.seeds, 1)
-        console = wide_console()
-        output = self.output or Path("results", "propagation")
-        with result_folder(output) as folder:
-            with console.status("Measuring") as status:
-                rows = list(self.measure(lambda words: status.update(words)))
-            write_jsonl(folder / "results.jsonl", rows)
-            draw(folder, rows)
-            write_page(folder, report(rows, command_line()))
-        table = Table(title="Curvature propagation, one probe", box=box.SIMPLE)
-        headings, cells = quality_table(rows)
-        for heading in headings:
-            table.add_column(heading, justify="left" if heading == headings[0] else "right")
-        for row in cells:
-            table.add_row(*row)
-        console.print(table)
-        console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+        with measured(self.output or Path("results", "propagation")) as run:
+            rows = list(self.measure(run.say))
+            write_jsonl(run.folder / "results.jsonl", rows)
+            draw(run.folder, rows)
+            write_page(run.folder, report(rows, command_line()))
+            table = Table(title="Curvature propagation, one probe", box=box.SIMPLE)
+            headings, cells = quality_table(rows)
+            for heading in headings:
+                table.add_column(heading, justify="left" if heading == headings[0] else "right")
+            for row in cells:
+                table.add_row(*row)
+            run.tables.append(table)
 
     def measure(self, say: Say) -> Iterator[Row]:
         """One row for each number or few that belong together; `part` says what it is about."""

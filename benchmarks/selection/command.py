@@ -15,13 +15,12 @@ from rich import box
 from rich.table import Table
 
 import sapsel_jax as sap
-from benchmarks.learning.settings import command_line
 from benchmarks.reporting.tables import markdown_table
+from benchmarks.tools.command import command_line, measured
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_share
-from benchmarks.tools.folders import result_folder, write_jsonl
+from benchmarks.tools.folders import write_jsonl
 from benchmarks.tools.page import write_page
-from benchmarks.tools.progress import wide_console
 from benchmarks.tools.timing import compiled, in_turn, temporary_bytes
 
 NUM_LEAVES = 10
@@ -47,16 +46,12 @@ class Selection:
 
     def run(self) -> None:
         """Measures everything and prints a table."""
-        console = wide_console()
-        output = self.output or Path("results", "selection")
-        with result_folder(output) as folder:
-            with console.status("Measuring") as status:
-                rows = list(self.measure(lambda words: status.update(words)))
-            write_jsonl(folder / "results.jsonl", rows)
-            _draw(folder / "selection.png", rows)
-            write_page(folder, _report(rows))
-        console.print(_table(rows))
-        console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+        with measured(self.output or Path("results", "selection")) as run:
+            rows = list(self.measure(run.say))
+            write_jsonl(run.folder / "results.jsonl", rows)
+            _draw(run.folder / "selection.png", rows)
+            write_page(run.folder, _report(rows))
+            run.tables.append(_table(rows))
 
     def measure(self, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
         """One row per contender and seed; `report` is told what is being measured."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.text import Text
 
-from benchmarks.learning.settings import command_line
 from benchmarks.speed.cases import Case, speed_cases
 from benchmarks.speed.contenders import Contender, own_contenders
 from benchmarks.speed.oracle import Truth, find_truth, objection, quality, stacked
@@ -17,10 +17,10 @@ from benchmarks.speed.peers import jax_peers
 from benchmarks.speed.plots import draw_errors, draw_speed
 from benchmarks.speed.report import put_into_page, report, summary_table, terminal_table
 from benchmarks.speed.torch_link import LIBRARIES, RECIPE, Answer, TorchPeers, torch_peers
+from benchmarks.tools.command import command_line, measured
 from benchmarks.tools.errors import UsageError, check_at_least
-from benchmarks.tools.folders import result_folder, write_jsonl
+from benchmarks.tools.folders import write_jsonl
 from benchmarks.tools.page import write_page
-from benchmarks.tools.progress import wide_console
 from benchmarks.tools.timing import compiled, in_turn, temporary_bytes
 
 Row = dict[str, Any]
@@ -59,22 +59,17 @@ class Speed:
         check_at_least("seeds", self.seeds, 1)
         if not self.most_seconds > 0:
             raise UsageError(f"`most-seconds` must be positive; got {self.most_seconds:g}.")
-        console = wide_console()
-        output = self.output or Path("results", "speed")
         skipped: list[str] = []
-        with result_folder(output) as folder:
-            with console.status("Measuring") as status:
-                rows = list(self.measure(skipped, lambda words: status.update(words)))
-            write_jsonl(folder / "results.jsonl", rows)
-            draw_speed(folder / "speed.png", rows)
-            draw_errors(folder / "errors.png", rows)
-            write_page(folder, report(rows, skipped, command_line()))
+        with measured(self.output or Path("results", "speed")) as run:
+            rows = list(self.measure(skipped, run.say))
+            write_jsonl(run.folder / "results.jsonl", rows)
+            draw_speed(run.folder / "speed.png", rows)
+            draw_errors(run.folder / "errors.png", rows)
+            write_page(run.folder, report(rows, skipped, command_line()))
+            run.tables.append(terminal_table(rows))
+            run.tables += [Text(f"Left out: {reason}") for reason in skipped]
         if self.docs is not None:
             put_into_page(self.docs, summary_table(rows))
-        console.print(terminal_table(rows))
-        for reason in skipped:
-            console.print(f"Left out: {reason}", highlight=False, markup=False)
-        console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
 
     def measure(self, skipped: list[str], say: Callable[[str], None]) -> Iterator[Row]:
         """One row for each network and method; what is left out is added to `skipped`."""

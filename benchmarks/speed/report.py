@@ -12,6 +12,7 @@ from benchmarks.speed.contenders import BASIS_ENTRIES
 from benchmarks.speed.oracle import CHECKED, TRUTH_TOLERANCE
 from benchmarks.speed.torch_link import RECIPE
 from benchmarks.tools.errors import UsageError
+from benchmarks.tools.folders import write_whole
 
 Row = dict[str, Any]
 OURS = "sapsel_jax"
@@ -259,4 +260,4 @@ def put_into_page(page: Path, table: str) -> None:
     _, ended, end = rest.partition(MARKS[1])
     if not found or not ended:
         raise UsageError(f"`docs` must hold the marks {MARKS[0]} and {MARKS[1]}; {page} does not.")
-    page.write_text(f"{begin}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{end}", encoding="utf-8")
+    write_whole(page, f"{begin}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{end}")

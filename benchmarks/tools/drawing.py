@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from benchmarks.tools.folders import whole_file
+
 INK, MUTED, FAINT = "#1f2933", "#6b7785", "#d8dee6"
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -38,4 +40,5 @@ def figure(path: Path, size: tuple[float, float], title: str, subtitle: str) -> 
         canvas.text(0.012, 1 - 0.12 / size[1], title, fontsize=16, fontweight="bold", va="top")
         canvas.text(0.012, 1 - 0.45 / size[1], subtitle, fontsize=10.5, color=MUTED, va="top")
         yield canvas
-        canvas.savefig(path, dpi=150)
+        with whole_file(path) as file:
+            canvas.savefig(file, dpi=150, format="png")

@@ -1,10 +1,16 @@
 """What a person did that the benchmarks cannot do, told in one sentence."""
 
+import sys
 from collections.abc import Collection
 
 
 class UsageError(Exception):
     """Bad input: its text is one sentence for the person at the command line."""
+
+
+def note(words: str) -> None:
+    """Tells the person at the command line what a run found and mended by itself."""
+    print(f"note: {words}", file=sys.stderr)
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:

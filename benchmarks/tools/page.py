@@ -7,6 +7,8 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
+from benchmarks.tools.folders import write_whole
+
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -53,8 +55,8 @@ code {{ background: var(--wash); padding: .1em .3em; border-radius: 3px; font-si
 
 def write_page(folder: Path, text: str) -> None:
     """Writes `report.md`, and `report.html` which needs no other file, into `folder`."""
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    (folder / "report.html").write_text(_page(text, folder), encoding="utf-8")
+    write_whole(folder / "report.md", text)
+    write_whole(folder / "report.html", _page(text, folder))
 
 
 def _page(text: str, folder: Path) -> str:

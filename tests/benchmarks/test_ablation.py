@@ -9,6 +9,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.ablation.command import Ablation
 from benchmarks.ablation.findings import figure, find
+from benchmarks.ablation.records import OverlapRow
 from benchmarks.ablation.stability import UNDAMPED, measure_stability, rescale
 from benchmarks.ablation.study import Part
 from benchmarks.learning.data import Dataset, Split
@@ -27,7 +28,7 @@ from benchmarks.methods.rankings import (
 )
 from benchmarks.methods.updates import STUDIED_UPDATES, make_batches
 from benchmarks.tools.errors import UsageError
-from benchmarks.tools.records import Record
+from benchmarks.tools.records import Journal
 from benchmarks.tools.statistics import holm, paired_test
 
 
@@ -212,7 +213,7 @@ def test_options_are_checked_before_anything_is_done(options, message, tmp_path)
 @pytest.mark.slow
 def test_scores_that_do_not_depend_on_the_scale_keep_their_masks(tmp_path):
     part = Part("p", "P", Settings(seeds=2, epochs=5), (0.05,))
-    record = Record(tmp_path / "stability.jsonl", ["part", "method", "kind", "seed"])
+    record = Journal(tmp_path / "stability.jsonl", OverlapRow)
     measure_stability(part, record, lambda _: None)
     overlap = {(row["kind"], row["method"]): row["overlap"] for row in record.rows}
     for method in ("brain_damage", "sharpest_per_leaf", UNDAMPED):

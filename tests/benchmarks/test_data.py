@@ -1,4 +1,6 @@
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +48,55 @@ def test_data_that_is_not_prepared_says_what_to_run(name, tmp_path):
     assert f"tfds.builder('{name}', data_dir='{tmp_path}', file_format='array_record')" in text
     assert "download_and_prepare()" in text
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_prepared_data_that_is_damaged_is_told(name, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    folder = tmp_path / name / "3.0.1" if name == "mnist" else tmp_path / name / "3.0.2"
+    folder.mkdir(parents=True)
+    for text in ("{", "", '{"name": 3}'):
+        (folder / "dataset_info.json").write_text(text)
+        told = rf"`{name}` cannot be read from {tmp_path} \(.*\); if it is damaged, remove it there"
+        with pytest.raises(UsageError, match=told) as caught:
+            load_dataset(name, data_dir=str(tmp_path), seed=1)
+        assert str(caught.value).count("\n") == 0
+        with pytest.raises(UsageError, match=told):
+            is_prepared(name, str(tmp_path))
+
+
+def flip(path):
+    text = bytearray(path.read_bytes())
+    text[len(text) // 2] ^= 1
+    path.write_bytes(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pattern", "damage", "reason"),
+    [
+        ("mnist-test.array_record*", flip, "Corrupted"),
+        ("mnist-test.array_record*", lambda path: os.truncate(path, 2**20), "Corrupted"),
+        ("mnist-test.array_record*", lambda path: path.write_bytes(b""), "ArrayRecord file should"),
+        ("mnist-train.array_record*", lambda path: path.unlink(), "0 records of 60000 in train"),
+        (
+            "dataset_info.json",
+            lambda path: path.write_text(path.read_text().replace('"10000"', '"9000"')),
+            "10000 records of 9000 in test",
+        ),
+    ],
+)
+def test_damaged_mnist_is_told(pattern, damage, reason, tmp_path):
+    if not is_prepared("mnist"):
+        pytest.skip("MNIST is not prepared here")
+    import tensorflow_datasets as tfds
+
+    source = Path(tfds.builder("mnist", file_format="array_record").data_path)
+    folder = shutil.copytree(source, tmp_path / "mnist" / source.name)
+    (path,) = folder.glob(pattern)
+    damage(path)
+    with pytest.raises(UsageError, match=rf"`mnist` cannot be read from {folder} \({reason}"):
+        load_dataset("mnist", data_dir=str(tmp_path), seed=1)
 
 
 @pytest.mark.slow

@@ -15,11 +15,11 @@ import benchmarks.paper.contest as contest_module
 from benchmarks.__main__ import main
 from benchmarks.learning.settings import Settings
 from benchmarks.paper.command import Paper
-from benchmarks.paper.contest import CELL_KEY, TRIAL_KEY, Arm, Contest, run_contest, tune
+from benchmarks.paper.contest import Arm, Contest, run_contest, tune
 from benchmarks.paper.procedures import PROCEDURES, PROPOSED
+from benchmarks.paper.records import open_journals
 from benchmarks.paper.summary import against_rivals, best_rival, gap_of, reached, standings
 from benchmarks.tools.errors import UsageError
-from benchmarks.tools.records import Record
 
 FEW = ("gradient_ascent", "fine_tune", "full")
 
@@ -33,7 +33,7 @@ def small(tmp_path):
 
 def records(folder):
     folder.mkdir(exist_ok=True)
-    return Record(folder / "tuning.jsonl", TRIAL_KEY), Record(folder / "results.jsonl", CELL_KEY)
+    return open_journals(folder)
 
 
 def stable(rows):
@@ -43,14 +43,16 @@ def stable(rows):
 def test_what_is_recorded_is_not_done_again(small, tmp_path):
     trials, cells = records(tmp_path / "some")
     assert len(list(small.work(trials, cells))) == 3 + 2 * 2 * 3
-    trials.append(*({"scenario": "label", **arm._asdict()} for arm in small.arms))
-    of = lambda arm, seed, known: {"known": known, **arm._asdict(), "seed": seed}
+    tried = {"trials": [], "validation_accuracy": [], "forget_accuracy": [], "chosen": {}}
+    trials.append(*({"scenario": "label", **arm._asdict(), **tried} for arm in small.arms))
+    (some,) = rows_of([("full", 1, 0.0, 0.0)])
+    of = lambda arm, seed, known: some | {"known": known, **arm._asdict(), "seed": seed}
     for known in small.known:
-        cells.append(*({"scenario": "label"} | of(arm, 1, known) for arm in small.arms))
+        cells.append(*(of(arm, 1, known) for arm in small.arms))
     again = records(tmp_path / "some")
     left = list(small.work(*again))
     assert left == [("label", 2, known, arm) for known in small.known for arm in small.arms]
-    cells.append({"scenario": "label"} | of(small.arms[0], 2, 0.5))
+    cells.append(of(small.arms[0], 2, 0.5))
     assert list(small.work(trials, cells)) == left[1:]
     wider = dataclasses.replace(small, frontier=(Arm("full", 0.05, 0.2),))
     assert len(list(wider.work(trials, cells))) == len(left) - 1
@@ -97,6 +99,9 @@ def rows_of(figures):
     """Rows of two methods and the references, from (method, seed, forget gap, test gap)."""
     return [
         {
+            "dataset": "digits",
+            "variant": "scikit-learn",
+            "model": "mlp",
             "scenario": "label",
             "known": 1.0,
             "method": method,
@@ -106,6 +111,7 @@ def rows_of(figures):
             "test_accuracy": 0.9 + test,
             "forget_accuracy": 0.9 + forget,
             "attack_success": None,
+            "retain_accuracy": 0.9,
             "test_recovery": None,
             "forget_recovery": 1 + forget,
             "attack_recovery": None,
@@ -113,6 +119,8 @@ def rows_of(figures):
             "forget_gap": forget,
             "attack_gap": None,
             "tug_of_war": 1.0,
+            "moved": 1.0,
+            "distance": 1.0,
             "relearning_absolute": 0.1,
             "membership_entropy": 0.5,
             "changed_entries": 1,
@@ -241,6 +249,7 @@ def test_a_quick_run_leaves_a_report(tmp_path):
     names = {path.name for path in output.iterdir()}
     pictures = {"images-label.png", "images-backdoor.png", "gaps.png", "relearning.png"}
     files = {"settings.json", "tuning.jsonl", "results.jsonl", "table.md", "report.md"}
+    files |= {"tuning.jsonl.sums", "results.jsonl.sums"}
     assert names == pictures | files | {"report.html"}
     text = (output / "report.md").read_text()
     assert all(f"]({picture})" in text for picture in pictures)

@@ -1,0 +1,231 @@
+"""How commands end early: by signals, by full disks, beside another run; and what they leave."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.tools.command import continued, measured
+from benchmarks.tools.ending import exit_code
+from benchmarks.tools.errors import UsageError
+from benchmarks.tools.folders import locked, result_folder, whole_file
+from benchmarks.tools.records import study_folder
+
+# A command that tells when it is at work, and then works until it is stopped.
+WORK = """
+import sys, time
+from pathlib import Path
+from benchmarks.tools.ending import exit_code, finish, stop_in_order
+stop_in_order()
+def work():
+    from benchmarks.tools.command import continued, measured
+    output = Path(sys.argv[2])
+    with measured(output) if sys.argv[1] == "measured" else continued(output, {}) as run:
+        run.say("Working")
+        (run.folder / "results.jsonl").write_text("half")
+        print("at work", flush=True)
+        time.sleep(600)
+finish(exit_code(work))
+"""
+KEPT = "what is finished stands in {}, and the same command goes on from there"
+
+
+@contextlib.contextmanager
+def at_work(kind, output):
+    """A process that has begun to write to `output`."""
+    command = [sys.executable, "-c", WORK, kind, str(output)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "at work\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "code", "word"),
+    [
+        ("measured", signal.SIGTERM, 143, "terminated"),
+        ("continued", signal.SIGINT, 130, "interrupted"),
+        pytest.param("measured", signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
+        pytest.param("continued", signal.SIGHUP, 129, "terminated", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_ends_a_command_in_one_sentence(kind, number, code, word, tmp_path):
+    output = tmp_path / "out"
+    with at_work(kind, output) as process:
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    if kind == "measured":
+        assert said == f"{word}; nothing was written to {output}.\n"
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert said == f"{word}; {KEPT.format(output)}.\n"
+        assert {path.name for path in output.iterdir()} == {"settings.json", "results.jsonl"}
+
+
+def test_beside_a_run_there_is_no_second_and_after_a_kill_there_is(tmp_path, capsys):
+    output, study = tmp_path / "out", tmp_path / "study"
+    refused = "Another run is writing to {}; wait until it ends, or name another folder."
+    with at_work("measured", output) as process, at_work("continued", study) as other:
+        for place, folder in ((output, result_folder(output)), (study, study_folder(study, {}))):
+            with pytest.raises(UsageError) as caught, folder:
+                pass
+            assert str(caught.value) == refused.format(place)
+        process.kill()
+        other.kill()
+        process.wait()
+        other.wait()
+    assert {path.name for path in tmp_path.iterdir()} == {".out.lock", ".out.partial", "study"}
+    capsys.readouterr()
+    with result_folder(output) as folder:
+        assert list(folder.iterdir()) == []
+    told = f"note: removed {tmp_path / '.out.partial'}, which a killed run had left.\n"
+    assert capsys.readouterr().err == told
+    with study_folder(study, {}):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "study"}
+    assert {path.name for path in study.iterdir()} == {"settings.json", "results.jsonl"}
+
+
+def test_a_lock_can_be_waited_for(tmp_path):
+    output = tmp_path / "study"
+    with at_work("continued", output) as process:
+        process.send_signal(signal.SIGTERM)
+        with locked(output / ".lock", output, wait=True):
+            pass
+    with locked(output / ".lock", output, wait=True):
+        assert (output / ".lock").exists()
+    assert not (output / ".lock").exists()
+
+
+def disk_full(where):
+    raise OSError(28, "No space left on device", where)
+
+
+def test_a_full_disk_is_told_in_one_sentence(tmp_path, capsys):
+    output, study = tmp_path / "out", tmp_path / "study"
+
+    def measure():
+        with measured(output) as run:
+            disk_full(str(run.folder / "gaps.png"))
+
+    assert exit_code(measure) == 2
+    place = tmp_path / ".out.partial" / "gaps.png"
+    want = f"error: No space left on device: {place}; nothing was written to {output}.\n"
+    assert capsys.readouterr().err == want
+    assert list(tmp_path.iterdir()) == []
+
+    def go_on():
+        with continued(study, {}):
+            disk_full(None)
+
+    assert exit_code(go_on) == 2
+    assert capsys.readouterr().err == f"error: No space left on device; {KEPT.format(study)}.\n"
+
+
+def test_an_interruption_after_everything_is_in_place_says_so(tmp_path, capsys):
+    class Interrupting:
+        def __rich__(self):
+            raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+
+    def measure():
+        with measured(output) as run:
+            (run.folder / "results.jsonl").write_text("{}\n")
+            run.tables.append(Interrupting())  # type: ignore[arg-type]
+
+    assert exit_code(measure) == 130
+    assert capsys.readouterr().err == f"interrupted; the results stand in {output}.\n"
+    assert [path.name for path in output.iterdir()] == ["results.jsonl"]
+
+
+def test_a_run_prints_its_tables_and_where_its_report_is(tmp_path, capsys):
+    with measured(tmp_path / "out") as run:
+        run.expect(2)
+        run.say("First")
+        run.say("Second")
+        run.tables.append("a table")
+        (run.folder / "report.html").touch()
+    said = capsys.readouterr().out
+    assert said.split("\n")[-3:] == ["a table", f"Report: {tmp_path / 'out' / 'report.html'}", ""]
+
+
+@pytest.mark.parametrize("command", ["unlearn", "audit", "selection", "paper", "ablation"])
+def test_names_that_are_too_long_end_in_one_sentence(command, tmp_path, capsys):
+    quick = ["--scenarios", "label"] if command == "paper" else []
+    for name in ("x" * 300, "x" * 250):
+        if len(name) < 255 and command in ("paper", "ablation"):
+            continue  # nothing stands beside their folders
+        output = tmp_path / name
+        assert main([command, "--quick", "--output", str(output), *quick]) == 2
+        said = capsys.readouterr().err
+        assert said == f"error: `output` cannot be written: {output} (File name too long).\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "page"
+    path.write_text("old")
+
+    def stop():
+        with whole_file(path) as file:
+            file.write(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert path.read_text() == "old"
+    (tmp_path / ".page.partial").write_text("what a killed run had left")
+    with whole_file(path) as file:
+        file.write(b"new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["page"]
+    assert path.stat().st_mode & 0o044 == 0o044 & ~umask()
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["unlearn", "paper"])
+@pytest.mark.parametrize("seconds", [0.4, 1.5, 4, 8, 14, 20])
+def test_a_signal_at_any_moment(command, number, seconds, tmp_path):
+    output = tmp_path / "out"
+    options = ["--cache", str(tmp_path / "cache")] if command == "paper" else []
+    line = [sys.executable, "-m", "benchmarks", command, "--output", str(output), *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, **pipes) as process:
+        time.sleep(seconds)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    assert said.startswith(f"{word}; ")
+    assert said.count("\n") == 1
+    assert process.returncode == 128 + number
+    left = {path.name for path in tmp_path.iterdir()} - {"cache"}
+    assert left <= ({"out"} if command == "paper" else set())
+    if left:
+        with study_folder_of(output):
+            assert not [path.name for path in output.iterdir() if "partial" in path.name]
+
+
+@contextlib.contextmanager
+def study_folder_of(output):
+    """Takes the lock, to see that nobody holds it."""
+    with locked(output / ".lock", output):
+        yield
