@@ -69,11 +69,12 @@ def unlearn(
     microbatch: int | None = None,
     args: tuple[Any, ...] = (),
 ) -> Unlearned:
-    """Takes back what was learned from wrong examples, by the parameters where it matters most.
+    """Unlearns wrong examples by updating only the highest-scoring parameters.
 
-    The curvature of the loss that was trained is ranked, the top fraction selected, and the update
-    run on the selection. The call is one function of arrays: `jax.jit` compiles it whole, with
-    `loss_fn` and the options bound beforehand, and nothing in it goes through the host.
+    The curvature of the loss that was trained gives each parameter a score; the top fraction is
+    selected, and the update runs on the selection. The call is one function of arrays: `jax.jit`
+    compiles it whole, with `loss_fn` and the options bound beforehand. Nothing goes through the
+    host.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.

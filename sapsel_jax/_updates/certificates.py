@@ -21,11 +21,12 @@ class Reason(enum.IntEnum):
     NO_CONTRACTION = 4
     """The iteration of `lissa` grew: `scale` is too small for the curvature, or it is negative."""
     NO_DECREASE = 5
-    """The step would have raised the loss that it was to lower."""
+    """The step would have raised the loss that it was to lower, or it is too small for the dtype of
+    the parameters."""
     TOO_FEW_SELECTED = 6
     """Fewer entries were selected than asked for, because the scores of others are NaN, as they are
-    where curvature is NaN or infinite; or none was selected at all. Only `unlearn` says so, for an
-    update is not told how many were asked for."""
+    where curvature is NaN or infinite; or no entry was selected at all. Only `unlearn` gives this
+    reason, because an update does not know how many entries were asked for."""
 
 
 class Certificate(NamedTuple):
@@ -39,14 +40,14 @@ class Certificate(NamedTuple):
       converged: bool; False means that the parameters are those of the last step that held, the
         old ones where none did.
       reason: int32, a `Reason`.
-      num_steps: int32, how many steps were taken.
+      num_steps: int32, how many steps were accepted.
       iterations: int32, iterations of the solver, over all steps.
       relative_residual: ‖(H + damping·I) s + g‖ / ‖g‖ of the last step s; NaN where nothing was
         solved.
       damping: of the last step, in units of the mean loss; what it was adapted to where that was
         asked for. 0 where there is none.
-      predicted_change: what the steps taken were to change the loss by, to second order.
-      actual_change: what they changed it by.
+      predicted_change: predicted loss change of the accepted steps, to second order.
+      actual_change: measured loss change of the accepted steps.
     """
 
     converged: jax.Array

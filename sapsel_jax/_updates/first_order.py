@@ -27,7 +27,7 @@ def first_order_update(
     microbatch: int | None = None,
     args: tuple[Any, ...] = (),
 ) -> Params:
-    """One closed-form step that takes the originals' influence back and puts the corrections in.
+    """Takes one closed-form step from the originals' influence to that of the corrections.
 
         θ ← θ − τ · m ⊙ Δ,    Δ = (Σ ∇ℓ(corrected, θ) − Σ ∇ℓ(original, θ)) / N
 

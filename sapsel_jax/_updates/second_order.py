@@ -95,8 +95,9 @@ def second_order_update(
     Returns:
       A pair: new parameters with the structure, shapes and dtypes of `params`, bit-identical
       outside the mask, and a `Certificate`. Where a step does not hold, the parameters are those of
-      the last one that did, and the certificate says why. Parameters of low precision are widened
-      to float32 for the computation.
+      the last one that did, and the certificate says why. Parameters narrower than float32 are
+      widened for the computation, and the examples with them, and rounded once; what the rounded
+      parameters change is what the certificate says.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays or `mask` anything but
@@ -173,9 +174,11 @@ def second_order_update(
     )
     state = _State(start, strength, jnp.int32(0), jnp.bool_(False), nothing)
     state = lax.while_loop(lambda s: ~s.done, functools.partial(_attempt, problem), state)
-    taken = state.certificate.num_steps > 0
-    moved = _rounded(problem, state.params)
-    return keep_unselected(params, moved, problem.mask, taken), state.certificate
+    moved, certificate = _rounded(problem, state.params), state.certificate
+    if any(p.dtype != s.dtype for p, s in zip(*map(jax.tree.leaves, (params, start)), strict=True)):
+        certificate = _after_rounding(problem, start, moved, certificate)
+    taken = certificate.num_steps > 0
+    return keep_unselected(params, moved, problem.mask, taken), certificate
 
 
 class _Problem(NamedTuple):
@@ -281,6 +284,27 @@ def _adapted(
     ratio = jnp.where(jnp.abs(predicted) <= slack, 1.0, actual / predicted)
     factor = jnp.where(ratio > 0.75, 0.5, jnp.where(ratio < 0.25, 4.0, 1.0))
     return damping * jnp.where(holds, factor, 4.0).astype(damping.dtype)
+
+
+def _after_rounding(
+    problem: _Problem, start: Params, moved: Params, certificate: Certificate
+) -> Certificate:
+    """What is true of the steps once they are rounded to the parameters' own dtypes."""
+    end = keep_unselected(start, widen(moved), problem.mask, jnp.bool_(True))
+    step = optax.tree.sub(end, start)
+    rise, level = problem.loss.change(start, end, problem.data)
+    actual = rise - optax.tree.vdot(problem.residual, on_mask(step, problem.mask))
+    # A step that is rounded away lowers nothing, and is no success where something was to fall.
+    lost = (actual == 0) & (certificate.actual_change < -rounding(level))
+    lost = (certificate.num_steps > 0) & (lost | ~(actual <= rounding(level)))
+    kept = lambda x: jnp.where(lost, jnp.zeros_like(x), x)
+    return certificate._replace(
+        converged=certificate.converged & ~lost,
+        reason=jnp.where(lost, Reason.NO_DECREASE, certificate.reason).astype(jnp.int32),
+        num_steps=kept(certificate.num_steps),
+        predicted_change=kept(certificate.predicted_change),
+        actual_change=jnp.where(certificate.num_steps > 0, kept(actual), 0),
+    )
 
 
 def _rounded(problem: _Problem, params: Params) -> Params:

@@ -141,6 +141,32 @@ def test_a_damping_that_is_out_of_range_and_traced_is_found_out(damping, reason)
     check_refused(START, moved, certificate, reason)
 
 
+@pytest.mark.parametrize(
+    ("move", "reason"),
+    [
+        ((2.0, 2.0), Reason.CONVERGED),  # bfloat16 holds 258
+        ((1.1, 1.1), Reason.CONVERGED),  # rounded up to it
+        ((0.3, 0.3), Reason.NO_DECREASE),  # rounded away
+        ((1.1, -0.9), Reason.NO_DECREASE),  # rounded to (2, -1), which is worse than no step
+    ],
+)
+def test_the_certificate_is_about_the_rounded_parameters(move, reason):
+    loss_fn = quadratic([[1.0, 0.9], [0.9, 1.0]])
+    start = jnp.full(2, 256, jnp.bfloat16)
+    original = jnp.full((1, 2), 256.0)
+    corrected = original + jnp.asarray(move)
+    moved, certificate = jax.jit(
+        lambda p, o, c: sap.second_order_update(loss_fn, p, o, c, c, damping=1e-6)
+    )(start, original, corrected)
+    if reason != Reason.CONVERGED:
+        check_refused(start, moved, certificate, reason)
+        return
+    assert certificate.converged
+    np.testing.assert_array_equal(moved.astype(jnp.float32), [258, 258])
+    loss = lambda w: loss_fn(w.astype(jnp.float32), corrected[0])
+    np.testing.assert_allclose(certificate.actual_change, loss(moved) - loss(start), rtol=1e-5)
+
+
 FIRST = sap.with_first_order(step_size=0.1)
 ITERATION = {"num_steps": 2, "batch_size": 2, "key": jax.random.key(0)}
 

@@ -215,10 +215,10 @@ def test_many_small_gradients_beside_a_large_one_are_not_lost(dtype):
 
 
 def test_weights_are_added_up_in_float32():
-    # 4,000 weights of 1/64 beside one of 64: the mean is over 126.5, not over 64.
-    weights = jnp.full(4001, 1 / 64, jnp.bfloat16).at[0].set(64.0)
+    # 4,100 weights of 1/64 beside one of 64: the mean is over 128.0625, not over 128.
+    weights = jnp.full(4101, 1 / 64, jnp.bfloat16).at[0].set(64.0)
     diagonal = sap.exact_diagonal(lambda w, x: 0.5 * x * w**2)
-    got = jax.jit(diagonal)(jnp.float32(1.0), jnp.ones(4001), weights=weights)
+    got = jax.jit(diagonal)(jnp.float32(1.0), jnp.ones(4101), weights=weights)
     np.testing.assert_allclose(got, 1.0, rtol=1e-5)
 
 
