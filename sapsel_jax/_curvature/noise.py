@@ -32,7 +32,7 @@ class Signs:
         size = math.prod(shape)
         start, self._taken = self._taken, self._taken - (-size // BITS)
         places = jnp.arange(min(BITS, size), dtype=jnp.uint32)
-        bits = (self._words[start : self._taken, None] >> places) & 1
+        bits = (self._words[start : self._taken, None] >> places[None]) & 1
         return 2 * bits.reshape(-1)[:size].reshape(shape).astype(dtype) - 1
 
 

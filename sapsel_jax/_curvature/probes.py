@@ -38,7 +38,8 @@ def mean_of_probes(
         for value, probe in zip(values, probes, strict=True):
             mean, squares = state
             delta = optax.tree.sub(value, mean)
-            mean = optax.tree.add_scale(mean, 1 / (probe + 1), delta)
+            count = probe + 1  # in the dtype of each leaf, which may be narrower than its quotient
+            mean = jax.tree.map(lambda m, d, n=count: m + d / n.astype(m.dtype), mean, delta)
             squares = jax.tree.map(lambda s, d, v, m: s + d * (v - m), squares, delta, value, mean)
             state = (mean, squares)
         return state

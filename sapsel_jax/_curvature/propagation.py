@@ -150,11 +150,9 @@ def describe(graph: Graph, structures: dict[Use, Structure]) -> dict[Use, str]:
     """
     found = {}
     for one in _plan(graph, structures):
-        signals = one.abstract_signals()
+        estimated = one.estimated()
         for use in one.uses:
-            signal = signals.get(use.site, Signal())
-            exact = not signal.pulled and all(noise.exact for noise in signal.noise)
-            if exact and structures[use].is_diagonal:
+            if use.site not in estimated and structures[use].is_diagonal:
                 found[use] = "exact"
             else:
                 found[use] = "at the leaf" if use.reason else "at the site"
@@ -203,18 +201,19 @@ class Propagation:
             found += records_of_uses(self.graph, (use,), is_diagonal, values, result)
         return found
 
-    def abstract_signals(self) -> dict[int, "Signal"]:
-        """The signals at every variable that a site reaches, with shapes for numbers."""
+    def estimated(self) -> set[int]:
+        """The variables whose signals hold something random, from shapes alone."""
         specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in self.graph.avals]
         inputs = ([specs[var] for var in some] for some in (self.graph.leaves, self.graph.example))
-        kept = {}
+        found: set[int] = set()
 
         def propagate(leaves: Any, example: Any, key: jax.Array) -> None:
             values = self.graph.evaluate(leaves, example)
-            kept.update(self._propagate(values, Signs(key, self.num_signs)))
+            signals = self._propagate(values, Signs(key, self.num_signs))
+            found.update(var for var, signal in signals.items() if not signal.exact())
 
         jax.eval_shape(propagate, *inputs, jax.random.key(0))
-        return kept
+        return found
 
     def _propagate(self, values: Values, signs: Signs) -> dict[int, "Signal"]:
         """The signals at every variable that a site reaches."""
@@ -302,6 +301,10 @@ class Signal:
     def alone(self) -> list[Noise]:
         """The noise whose products with all else have no expectation."""
         return [one for one in self.noise if one.diagonal is not None]
+
+    def exact(self) -> bool:
+        """Whether all of it is noise whose diagonal is known."""
+        return not self.pulled and all(one.exact for one in self.noise)
 
     def pairs(self, without: Sequence[Noise] = ()) -> list[Pair]:
         """All of it, but for some noise."""

@@ -141,11 +141,11 @@ def _in_chunks(
         axis = max(range(len(shape)), key=lambda a: math.prod(x.size for x in start.tied[a]))
         split, count = start.tied[axis], shape[axis]
         tied = (*start.tied[:axis], (), *start.tied[axis + 1 :])
-        wide = [1] * len(shape)
-        wide[axis] = count
+        wide = [1] * (1 + len(shape))
+        wide[1 + axis] = count
         places = jnp.arange(count).reshape(wide)
         pick = lambda indices: (
-            start.value
+            start.value[None]
             * (places == indices.reshape(-1, *(1,) * len(shape))).astype(start.value.dtype)
         )
     others = tuple(label for labels in tied for label in labels)

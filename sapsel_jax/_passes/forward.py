@@ -82,7 +82,7 @@ def _scale(
         else:
             fn = restrict(node, [i], inputs)
             slope = jax.jvp(fn, (inputs[i],), (jnp.ones_like(inputs[i]),))[1][0]
-            total += tangent.value * slope
+            total += tangent.value * slope[(None,) * len(tangent.directions)]
     return Tangent(total, aligned[0].directions, aligned[0].tied)
 
 

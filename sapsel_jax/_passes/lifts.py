@@ -45,7 +45,7 @@ def _lift_rows(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[L
     rank = len(shape) - len(row)
     ids = values[use.gather.ins[1]].reshape(-1)
     rows = rows_read(use.gather, ids, graph.shape(use.root)[0])
-    same = (rows[:, None] == rows[None, :]) & (rows >= 0)
+    same = (rows[:, None] == rows[None, :]) & (rows >= 0)[None, :]
     first = jnp.argmax(same, axis=1) == jnp.arange(len(ids))
     moves = (same & first[:, None]).astype(wide_dtype(graph.avals[out].dtype))
     place = Label(len(ids))
@@ -113,15 +113,16 @@ def structure(graph: Graph, use: Use) -> Structure:
     avals = {var: graph.avals[var] for var in needed}
     specs = {var: jax.ShapeDtypeStruct(aval.shape, aval.dtype) for var, aval in avals.items()}
 
-    def trace(values: Values) -> jax.Array:
-        kept.extend(lift(graph, use, values))
-        return kept[0].value
+    def trace(values: Values) -> None:
+        tangent, order = lift(graph, use, values)
+        value = jax.ShapeDtypeStruct(tangent.value.shape, tangent.value.dtype)
+        kept.extend([dataclasses.replace(tangent, value=value), order])
 
-    value = jax.eval_shape(trace, specs)
+    jax.eval_shape(trace, specs)
     tangent, order = kept
     axes = zip(tangent.tied, graph.shape(use.site), strict=True)
     is_diagonal = all(labels or size == 1 for labels, size in axes)
-    return Structure(dataclasses.replace(tangent, value=value), order, is_diagonal)
+    return Structure(tangent, order, is_diagonal)
 
 
 @jax.tree_util.register_dataclass

@@ -210,7 +210,7 @@ def _top_floats(
 @jax.jit
 def _random_entries(selected: jax.Array, key: jax.Array) -> jax.Array:
     # The draw stays uniform when it is crossed with the mask, and so has the mask's sharding.
-    draw = jax.random.bits(key, selected.shape, jnp.uint32) >> 1 ^ selected
+    draw = jax.random.bits(key, selected.shape, jnp.uint32) >> 1 ^ selected.astype(jnp.uint32)
     draw = jnp.maximum(draw, 1).astype(jnp.int32)  # 0 is never selected
     count = jnp.sum(selected, dtype=jnp.uint32)
     return top_entries([draw], count, lambda keys: keys, lowest=0, highest=2**31 - 1)[0]

@@ -187,7 +187,7 @@ def selective_packed(
         starts = jnp.concatenate([jnp.zeros(1, jnp.uint32), ends])
         for window, start in zip(windows, starts, strict=False):
             vector = lax.dynamic_update_slice(vector, window.astype(dtype), (start,))
-        used = jnp.arange(count) < starts[-1]
+        used = jnp.arange(count, dtype=jnp.uint32) < starts[-1]
         return jnp.where(used, vector[:count], jnp.zeros((), dtype))
 
     def split(vector: jax.Array, ends: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
@@ -195,7 +195,7 @@ def selective_packed(
         vector = jnp.pad(vector, (0, most_room))
         starts = jnp.concatenate([jnp.zeros(1, jnp.uint32), ends])
         return [
-            (lax.dynamic_slice(vector, (start,), (room,)), start + jnp.arange(room) < end)
+            (lax.dynamic_slice(vector, (start,), (room,)), start + jnp.arange(room, dtype=jnp.uint32) < end)
             for start, end, room in zip(starts, ends, rooms, strict=False)
         ]
 
