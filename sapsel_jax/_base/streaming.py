@@ -57,7 +57,7 @@ def mean_init(like: Any) -> MeanState:
     zeros = lambda: jax.tree.map(
         lambda x: jnp.zeros(jnp.shape(x), wide_dtype(jnp.result_type(x))), like
     )
-    return MeanState(zeros(), zeros(), jnp.zeros(()), jnp.zeros(()))
+    return MeanState(zeros(), zeros(), jnp.float32(0), jnp.float32(0))
 
 
 def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:

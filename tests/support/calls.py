@@ -4,6 +4,7 @@ What a call hands to JAX is made inside it, so that the call obeys the settings 
 around it. Functions that the caller writes, such as losses, can be exchanged by keyword.
 """
 
+import functools
 import inspect
 import tempfile
 from typing import Any
@@ -19,6 +20,8 @@ from sapsel_jax import audit
 
 RNG = np.random.default_rng(0)
 NUM_EXAMPLES, NUM_PROBES = 5, 9
+SGD = functools.partial(optax.sgd, momentum=0.9)
+"""With a state. Not adam, which adds floats to whole numbers: strict promotion forbids it that."""
 
 
 def reals(*shape):
@@ -116,16 +119,16 @@ def unlearn(loss_fn=loss, **changes):
 
 
 def with_iteration(loss_fn=loss):
-    update = sap.with_iteration(optimizer=optax.sgd(0.1), num_steps=2, batch_size=2, key=key())
+    update = sap.with_iteration(optimizer=SGD(0.1), num_steps=2, batch_size=2, key=key())
     return unlearn(loss_fn, update=update)
 
 
-def iterative(loss_fn=loss, optimizer=None):
+def iterative(loss_fn=loss):
     return sap.iterative_update(
         loss_fn,
         PARAMS,
         BATCHES,
-        optimizer=optax.adam(0.1) if optimizer is None else optimizer,
+        optimizer=SGD(0.1),
         mask=MASK,
         retained=BATCHES,
     )
@@ -133,7 +136,7 @@ def iterative(loss_fn=loss, optimizer=None):
 
 def by_transform(make):
     params = jax.tree.map(jnp.asarray, PARAMS)
-    transform = make(optax.adam(0.1))
+    transform = make(SGD(0.1))
     updates, state = transform.update(GRADIENT, transform.init(params), params)
     return optax.apply_updates(params, updates), state
 
@@ -153,12 +156,11 @@ def stream():
     return sap.mean_update(state, PARAMS, np.int32(2))
 
 
-def train_ensemble(loss_fn=loss, optimizer=None):
-    optimizer = optax.adam(0.1) if optimizer is None else optimizer
-    return audit.train_ensemble(loss_fn, STARTS, DATA, IDS, optimizer=optimizer)
+def train_ensemble(loss_fn=loss):
+    return audit.train_ensemble(loss_fn, STARTS, DATA, IDS, optimizer=SGD(0.1))
 
 
-def relearn(loss_fn=loss, score_fn=mean_loss, optimizer=optax.adam):
+def relearn(loss_fn=loss, score_fn=mean_loss):
     return audit.relearn(
         loss_fn,
         PARAMS,
@@ -167,7 +169,7 @@ def relearn(loss_fn=loss, score_fn=mean_loss, optimizer=optax.adam):
         score_fn=score_fn,
         step_sizes=STEP_SIZES,
         counts=(0, 1, 2),
-        optimizer=optimizer,
+        optimizer=SGD,
         num_steps=2,
         batch_size=2,
     )
