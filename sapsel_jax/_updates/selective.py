@@ -195,7 +195,10 @@ def selective_packed(
         vector = jnp.pad(vector, (0, most_room))
         starts = jnp.concatenate([jnp.zeros(1, jnp.uint32), ends])
         return [
-            (lax.dynamic_slice(vector, (start,), (room,)), start + jnp.arange(room, dtype=jnp.uint32) < end)
+            (
+                lax.dynamic_slice(vector, (start,), (room,)),
+                start + jnp.arange(room, dtype=jnp.uint32) < end,
+            )
             for start, end, room in zip(starts, ends, rooms, strict=False)
         ]
 

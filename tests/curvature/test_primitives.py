@@ -1,6 +1,7 @@
 """What is known of single operations, against brute force on random parameters."""
 
 import math
+from typing import Any
 
 import hypothesis.strategies as st
 import jax
@@ -17,6 +18,8 @@ from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.forward import spread
 from sapsel_jax._passes.tangents import Label, Tangent, dense, labels_of
 
+SLOW_DRAWS: Any = (HealthCheck.too_slow, HealthCheck.filter_too_much)
+
 
 def repeat(max_examples, check, strategy):
     """Runs a check on random operations in float64, the same ones every time."""
@@ -27,7 +30,7 @@ def repeat(max_examples, check, strategy):
         derandomize=True,
         database=None,
         phases=[Phase.generate],
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        suppress_health_check=list(SLOW_DRAWS),
     )
     @given(st.data())
     def repeated(data):
