@@ -2,6 +2,11 @@
 
 Pure functions of logits, losses, margins and parameters, and two loops that `jax.jit` compiles.
 Reals are float32 or wider inside, whatever came in. Nothing here goes through the host.
+
+An example whose label lies outside [0, classes), such as -100, is ignored: figures come out as if
+it were not there. Functions of labels see that themselves, `margin` and `modified_entropy` mark it
+by NaN, `klom` and `u_lira` understand that mark. Functions of scores, losses and features take the
+examples that count by `where`: there a NaN is a fault of the model, and is passed on.
 """
 
 from sapsel_jax.audit._accuracy import accuracy, attack_success

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax.audit._inputs import check_labels, wide_logits
+from sapsel_jax.audit._inputs import is_labelled, wide_labels, wide_logits
 
 
 def accuracy(logits: Any, labels: Any) -> jax.Array:
@@ -13,11 +13,13 @@ def accuracy(logits: Any, labels: Any) -> jax.Array:
 
     Args:
       logits: real floating-point array, shape (..., examples, classes), at least 2 classes.
-      labels: integers in [0, classes), shape (..., examples).
+      labels: integers in [0, classes), shape (..., examples). An example with any other label, such
+        as -100, is ignored.
 
     Returns:
-      Float32 (or wider) shares in [0, 1], shape (...). Among equal logits the first counts. An
-      example with a NaN among its logits counts as wrong, so that a broken model scores 0.
+      Float32 (or wider) shares in [0, 1], shape (...); NaN where every example is ignored. Among
+      equal logits the first counts. An example with a NaN among its logits counts as wrong, so that
+      a broken model scores 0.
 
     Raises:
       TypeError: if `logits` are not real floating-point numbers or `labels` no integers.
@@ -33,10 +35,12 @@ def accuracy(logits: Any, labels: Any) -> jax.Array:
       >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [5.0, 0.0]])
       >>> print(sap.audit.accuracy(logits, jnp.array([0, 1, 1, 0])))
       0.75
+      >>> print(sap.audit.accuracy(logits, jnp.array([0, 1, -100, 0])))  # three examples count
+      1.0
     """
     logits, labels = wide_logits(logits, labels)
     _check_examples(labels)
-    return jnp.mean(_is_hit(logits, labels), axis=-1, dtype=logits.dtype)
+    return _share(_is_hit(logits, labels), is_labelled(labels, logits), logits.dtype)
 
 
 def attack_success(logits: Any, targets: Any, labels: Any) -> jax.Array:
@@ -48,11 +52,12 @@ def attack_success(logits: Any, targets: Any, labels: Any) -> jax.Array:
       logits: real floating-point array of the examples with the trigger, shape
         (..., examples, classes), at least 2 classes.
       targets: integers in [0, classes), what the attacker wants, shape (..., examples).
-      labels: integers in [0, classes), what is right, shape (..., examples).
+      labels: integers in [0, classes), what is right, shape (..., examples). An example whose label
+        or target is any other number, such as -100, is ignored.
 
     Returns:
-      Float32 (or wider) shares in [0, 1], shape (...); NaN where every example belongs to its
-      target. An example with a NaN among its logits counts as a failed attack.
+      Float32 (or wider) shares in [0, 1], shape (...); NaN where every example is ignored or
+      belongs to its target. An example with a NaN among its logits counts as a failed attack.
 
     Raises:
       TypeError: if `logits` are not real floating-point numbers, or `targets` or `labels` no
@@ -71,12 +76,15 @@ def attack_success(logits: Any, targets: Any, labels: Any) -> jax.Array:
       0.5
     """
     logits, targets = wide_logits(logits, targets, ("logits", "targets"))
-    labels = jnp.asarray(labels)
-    check_labels("labels", labels, "logits", logits)
+    labels = wide_labels("labels", labels, "logits", logits)
     _check_examples(targets)
-    counts = targets != labels
-    hits = jnp.sum(_is_hit(logits, targets) & counts, axis=-1, dtype=logits.dtype)
-    return hits / jnp.sum(counts, axis=-1, dtype=logits.dtype)
+    counts = is_labelled(targets, logits) & is_labelled(labels, logits) & (targets != labels)
+    return _share(_is_hit(logits, targets), counts, logits.dtype)
+
+
+def _share(hits: jax.Array, counts: jax.Array, dtype: Any) -> jax.Array:
+    """Of the examples that count, along the last axis."""
+    return jnp.sum(hits & counts, axis=-1, dtype=dtype) / jnp.sum(counts, axis=-1, dtype=dtype)
 
 
 def _is_hit(logits: jax.Array, labels: jax.Array) -> jax.Array:

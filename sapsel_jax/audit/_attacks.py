@@ -1,53 +1,76 @@
 """Membership attacks on one model: can forgotten examples be told from unseen ones?"""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sapsel_jax._base.checks import check_count, check_fraction, check_positive
 from sapsel_jax.audit._confidence import modified_entropy
-from sapsel_jax.audit._inputs import check_not_empty, wide, wide_vector
+from sapsel_jax.audit._inputs import (
+    check_not_empty,
+    counted,
+    is_labelled,
+    wide,
+    wide_logits,
+    wide_vector,
+)
 
 FIT_STEPS = 100
 """Steps of the logistic fit; each cuts the distance to its optimum."""
 
 
 class Attack(NamedTuple):
-    """What a membership attack achieves. At chance both figures are 1/2.
+    """What a membership attack achieves.
 
-    Compare them with those of the same attack on a retrained model: that is the aim, and where the
-    forgotten examples differ from the unseen ones in themselves it is not 1/2.
+    At chance `auc` and both accuracies are 1/2. Compare all figures with those of the same attack
+    on a retrained model: that is the aim, and where the forgotten examples differ from the unseen
+    ones in themselves it is not 1/2.
+
+    Unlearning may go too far: forgotten examples that the model is less sure of than of unseen ones
+    can be told apart as well. A one-sided attack then has an `auc` near 0, which is a leak like one
+    near 1. Look at `two_sided_auc` and `two_sided_accuracy` to see both.
 
     Attributes:
-      auc: the area under the ROC curve, in [0, 1].
+      auc: the area under the ROC curve of "member where the score is high", in [0, 1].
       accuracy: the mean of the shares of members and of non-members that are told right, by a rule
-        that was fitted on other examples.
+        that was fitted on other examples and takes high scores for members.
       standard_error: of `auc` at chance, √((n + m + 1) / (12 n m)).
+      two_sided_auc: max(auc, 1 − auc), in [1/2, 1]: the area for an attacker who knows which side
+        the members are on. At chance it is 1/2 + 0.8 standard errors on average.
+      two_sided_accuracy: as `accuracy`, by a rule that also learned on the other examples which
+        side to take for members. 1/2 at chance on average.
     """
 
     auc: jax.Array
     accuracy: jax.Array
     standard_error: jax.Array
+    two_sided_auc: jax.Array
+    two_sided_accuracy: jax.Array
 
 
-def auc(member_scores: Any, other_scores: Any) -> jax.Array:
+def auc(
+    member_scores: Any, other_scores: Any, *, member_where: Any = None, other_where: Any = None
+) -> jax.Array:
     """The chance that a member scores higher than a non-member, ties counted as one half.
 
-    It is the area under the ROC curve of "member where the score is high".
+    It is the area under the ROC curve of "member where the score is high". Near 0 the members are
+    told apart as surely as near 1, by their low scores.
 
     Args:
       member_scores: real floating-point array, one score per member, shape (n,).
       other_scores: the same of non-members, shape (m,).
+      member_where: bools, shape (n,): which members count; all of them if None.
+      other_where: bools, shape (m,): which non-members count; all of them if None.
 
     Returns:
-      A float32 (or wider) scalar in [0, 1]; NaN where a score is.
+      A float32 (or wider) scalar in [0, 1]; NaN where a score that counts is, or where none counts.
 
     Raises:
-      TypeError: if scores are not real floating-point numbers.
-      ValueError: if there are none or they have more axes than one.
+      TypeError: if scores are not real floating-point numbers or a `where` not bools.
+      ValueError: if there are no scores, they have more axes than one, or a `where` does not fit.
 
     Cost: sorting m numbers.
 
@@ -61,31 +84,49 @@ def auc(member_scores: Any, other_scores: Any) -> jax.Array:
       0.875
     """
     members = wide_vector("member_scores", member_scores)
-    others = jnp.sort(wide_vector("other_scores", other_scores))
-    below = jnp.searchsorted(others, members, side="left")
-    up_to = jnp.searchsorted(others, members, side="right")
-    area = jnp.mean((below + up_to).astype(members.dtype)) / (2 * others.size)
-    return jnp.where(jnp.any(jnp.isnan(members)) | jnp.isnan(others[-1]), jnp.nan, area)
+    others = wide_vector("other_scores", other_scores)
+    member_where = counted("member_where", member_where, members)
+    other_where = counted("other_where", other_where, others)
+    num_members, num_others = (
+        jnp.sum(where, dtype=jnp.int32) for where in (member_where, other_where)
+    )
+    rising = jnp.sort(jnp.where(other_where, others, jnp.inf))  # those that do not count come last
+    below = jnp.searchsorted(rising, members, side="left")
+    up_to = jnp.minimum(jnp.searchsorted(rising, members, side="right"), num_others)
+    wins = jnp.where(member_where, below + up_to, 0).astype(members.dtype)
+    area = jnp.sum(wins) / num_members / (2 * num_others)
+    return _or_nan(area, members, member_where, others, other_where)
 
 
 def true_positive_rate(
-    member_scores: Any, other_scores: Any, *, false_positive_rate: float = 0.01
+    member_scores: Any,
+    other_scores: Any,
+    *,
+    false_positive_rate: float = 0.01,
+    member_where: Any = None,
+    other_where: Any = None,
 ) -> jax.Array:
     """The share of the members that are found while hardly any non-member is accused.
 
-    The threshold is the lowest one that at most this share of the non-members lie above.
+    The threshold is the lowest one that at most this share of the non-members lie above. Members
+    with low scores are not found; negate both scores to look for them.
 
     Args:
       member_scores: real floating-point array, one score per member, shape (n,).
       other_scores: the same of non-members, shape (m,).
       false_positive_rate: a Python number in [0, 1]. Below 1/m no non-member may be accused.
+      member_where: bools, shape (n,): which members count; all of them if None.
+      other_where: bools, shape (m,): which non-members count; all of them if None.
 
     Returns:
-      A float32 (or wider) scalar in [0, 1], at chance `false_positive_rate`; NaN where a score is.
+      A float32 (or wider) scalar in [0, 1], at chance `false_positive_rate`; NaN where a score that
+      counts is, or where none counts.
 
     Raises:
-      TypeError: if scores are not real floating-point numbers or the rate no Python number.
-      ValueError: if there are none, they have more axes than one, or the rate is out of range.
+      TypeError: if scores are not real floating-point numbers, the rate no Python number, or a
+        `where` not bools.
+      ValueError: if there are no scores, they have more axes than one, the rate is out of range, or
+        a `where` does not fit.
 
     Cost: sorting m numbers.
 
@@ -100,12 +141,20 @@ def true_positive_rate(
       0.5
     """
     members = wide_vector("member_scores", member_scores)
-    others = jnp.sort(wide_vector("other_scores", other_scores))
+    others = wide_vector("other_scores", other_scores)
     check_fraction("false_positive_rate", false_positive_rate)
-    accused = math.floor(false_positive_rate * others.size)
-    found = members > others[-1 - accused] if accused < others.size else members == members
-    rate = jnp.mean(found, dtype=members.dtype)
-    return jnp.where(jnp.any(jnp.isnan(members)) | jnp.isnan(others[-1]), jnp.nan, rate)
+    member_where = counted("member_where", member_where, members)
+    other_where = counted("other_where", other_where, others)
+    num_others = jnp.sum(other_where, dtype=jnp.int32)
+    # In float64 on the host: float32 may round the product up to the next whole number.
+    allowed = np.floor(false_positive_rate * np.arange(others.size + 1)).astype(np.int32)
+    accused = jnp.asarray(allowed)[num_others]
+    from_below = jnp.sort(jnp.where(other_where, others, -jnp.inf))
+    threshold = from_below[others.size - 1 - jnp.minimum(accused, others.size - 1)]
+    found = ((members > threshold) | (accused >= num_others)) & member_where
+    rate = jnp.sum(found, dtype=members.dtype) / jnp.sum(member_where, dtype=members.dtype)
+    rate = jnp.where(num_others > 0, rate, jnp.nan)
+    return _or_nan(rate, members, member_where, others, other_where)
 
 
 def entropy_attack(
@@ -116,21 +165,29 @@ def entropy_attack(
     *,
     num_folds: int = 5,
 ) -> Attack:
-    """Takes examples of low modified entropy for members.
+    """Takes examples of low modified entropy for members, and reports the other side as well.
+
+    A model is surer of what it was trained on: members have low entropies, so `auc` and `accuracy`
+    take low for member. Examples that were unlearned too well have higher entropies than unseen
+    ones and give an `auc` below 1/2. They can be told apart, too: `two_sided_auc` and
+    `two_sided_accuracy` say how well.
 
     One threshold serves all classes. It is fitted on all folds but one and tried on that one, in
-    turn; example i belongs to fold i mod `num_folds`, so shuffle where the order means something.
+    turn; the i-th example that counts belongs to fold i mod `num_folds`, so shuffle where the order
+    means something.
 
     Args:
       forget_logits: of the examples to forget, real floating-point, shape (n, classes).
-      forget_labels: integers in [0, classes), shape (n,): the labels they were trained on.
+      forget_labels: integers in [0, classes), shape (n,): the labels they were trained on. An
+        example with any other label, such as -100, is ignored.
       unseen_logits: of examples the model never saw, from the same distribution, shape
         (m, classes).
-      unseen_labels: integers in [0, classes), shape (m,).
+      unseen_labels: integers in [0, classes), shape (m,); others are ignored likewise.
       num_folds: a Python integer of at least 2 and at most n and m.
 
     Returns:
-      An `Attack`; NaN where a logit is.
+      An `Attack`; NaN where a logit of an example that counts is. If fewer than `num_folds`
+      examples of either set count, the accuracies are NaN.
 
     Raises:
       TypeError: if logits are not real floating-point numbers or labels no integers.
@@ -148,39 +205,73 @@ def entropy_attack(
       >>> attack = sap.audit.entropy_attack(sure, labels, unsure, labels, num_folds=2)
       >>> print(attack.auc, attack.accuracy)
       1.0 1.0
+      >>> attack = sap.audit.entropy_attack(unsure, labels, sure, labels, num_folds=2)  # too far
+      >>> print(attack.auc, attack.accuracy, attack.two_sided_auc, attack.two_sided_accuracy)
+      0.0 0.5 1.0 1.0
     """
-    members = wide_vector("forget_logits", -modified_entropy(forget_logits, forget_labels))
-    others = wide_vector("unseen_logits", -modified_entropy(unseen_logits, unseen_labels))
-    folds = _Folds(members.size, others.size, num_folds)
-    scores = jnp.concatenate([members, others])
+    scores, labelled = [], []
+    for kind, logits, labels in (
+        ("forget", forget_logits, forget_labels),
+        ("unseen", unseen_logits, unseen_labels),
+    ):
+        logits, labels = wide_logits(logits, labels, (f"{kind}_logits", f"{kind}_labels"))
+        scores.append(wide_vector(f"{kind}_labels", -modified_entropy(logits, labels)))
+        labelled.append(is_labelled(labels, logits))
+    (members, others), (member_where, other_where) = scores, labelled
+    folds = _Folds(member_where, other_where, num_folds)
+    scores = jnp.where(folds.counts, jnp.concatenate([members, others]), -jnp.inf)
     order = jnp.argsort(scores)
     ordered = scores[order]
+    is_new = jnp.concatenate([jnp.ones(1, bool), ordered[1:] > ordered[:-1]])
 
-    def accuracy_of(fold: jax.Array) -> jax.Array:
-        # Above each score: the share of members less that of others. The best cut lies below the
-        # score where it is largest, half way to the one before.
-        vote = jnp.where(folds.is_member, 1, -1) * folds.weights(folds.fold != fold)
-        above = jnp.cumsum(vote[order][::-1])[::-1]
-        is_new = jnp.concatenate([jnp.ones(1, bool), ordered[1:] > ordered[:-1]])
-        best = jnp.argmax(jnp.where(is_new, above, -jnp.inf))
-        threshold = (ordered[best] + ordered[jnp.maximum(best - 1, 0)]) / 2
-        threshold = jnp.where(best == 0, -jnp.inf, threshold)
-        return folds.accuracy(scores > threshold, fold)
+    def from_here_up(chosen: jax.Array) -> jax.Array:
+        """The share of the chosen examples whose scores are at least this one."""
+        count = jnp.cumsum(chosen[order][::-1], dtype=jnp.int32)[::-1]
+        return count.astype(scores.dtype) / count[0]
 
-    accuracy = jnp.mean(jax.vmap(accuracy_of)(jnp.arange(num_folds)))
-    return _attack(members, others, accuracy)
+    def accuracies_of(fold: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # How far members lead others above each score. The best cut lies half way between the score
+        # where they lead most and the score before. An attacker who may take either side for
+        # members cuts where the lead is farthest from 0.
+        used = folds.counts & (folds.fold != fold)
+        lead = from_here_up(used & folds.is_member) - from_here_up(used & ~folds.is_member)
+
+        def is_above(place: jax.Array) -> jax.Array:
+            cut = (ordered[place] + ordered[jnp.maximum(place - 1, 0)]) / 2
+            return (scores > cut) | (scores >= ordered[place])  # the cut may be rounded up to it
+
+        most = jnp.argmax(jnp.where(is_new, lead, -jnp.inf))
+        farthest = jnp.argmax(jnp.where(is_new, jnp.abs(lead), -jnp.inf))
+        taken = is_above(farthest) ^ (lead[farthest] < 0)
+        return folds.accuracy(is_above(most), fold), folds.accuracy(taken, fold)
+
+    one_sided, two_sided = jax.vmap(accuracies_of)(jnp.arange(num_folds))
+    area = auc(members, others, member_where=member_where, other_where=other_where)
+    one_sided, two_sided = (
+        jnp.where(folds.are_filled & ~jnp.isnan(area), jnp.mean(accuracies), jnp.nan)
+        for accuracies in (one_sided, two_sided)
+    )
+    two_sided_area = jnp.maximum(area, 1 - area)
+    return Attack(area, one_sided, folds.standard_error(area.dtype), two_sided_area, two_sided)
 
 
 def logistic_attack(
-    forget_features: Any, unseen_features: Any, *, num_folds: int = 5, penalty: float = 0.01
+    forget_features: Any,
+    unseen_features: Any,
+    *,
+    num_folds: int = 5,
+    penalty: float = 0.01,
+    forget_where: Any = None,
+    unseen_where: Any = None,
 ) -> Attack:
     """Fits a logistic regression that tells the two sets apart, and tries it on held-out examples.
 
     The features are standardised, both sets weigh the same, and the mean log loss with
     ½ · penalty · ‖w‖² is minimised by steps with the bound ¼XᵀX on its Hessian, which converge from
-    anywhere. Every example is judged by the fit on the folds it is not in; example i belongs to
-    fold i mod `num_folds`, so shuffle where the order means something. With nothing to be learned
-    the figures come out at or a little below 1/2.
+    anywhere. Every example is judged by the fit on the folds it is not in; the i-th example that
+    counts belongs to fold i mod `num_folds`, so shuffle where the order means something. With
+    nothing to be learned the figures come out at or a little below 1/2. The fit finds the side on
+    which the members are, so that the two-sided figures are the same as the others.
 
     Args:
       forget_features: what the attacker sees of the examples to forget, real floating-point, shape
@@ -189,12 +280,16 @@ def logistic_attack(
         (m,) or (m, features).
       num_folds: a Python integer of at least 2 and at most n and m.
       penalty: above 0, in units of the mean log loss.
+      forget_where: bools, shape (n,): which examples to forget count, `labels >= 0` for instance;
+        all of them if None.
+      unseen_where: bools, shape (m,): which unseen examples count; all of them if None.
 
     Returns:
-      An `Attack`; NaN where a feature is NaN or infinite.
+      An `Attack`; NaN where a feature of an example that counts is NaN or infinite, or where fewer
+      than `num_folds` examples of either set count.
 
     Raises:
-      TypeError: if features are not real floating-point numbers.
+      TypeError: if features are not real floating-point numbers or a `where` not bools.
       ValueError: if there are too few examples, the shapes do not fit, or a number is out of range.
 
     Cost: per fold, 100 passes over the features.
@@ -218,9 +313,11 @@ def logistic_attack(
             f"got {members.shape[1]} and {others.shape[1]}."
         )
     check_positive("penalty", penalty)
-    folds = _Folds(members.shape[0], others.shape[0], num_folds)
-    x = jnp.concatenate([members, others])
-    x = x - jnp.mean(x, axis=0)  # so that squares keep their digits below
+    member_where = counted("forget_where", forget_where, members)
+    other_where = counted("unseen_where", unseen_where, others)
+    folds = _Folds(member_where, other_where, num_folds)
+    x = jnp.where(folds.counts[:, None], jnp.concatenate([members, others]), 0)
+    x = x - jnp.mean(x, axis=0, where=folds.counts[:, None])  # so that squares keep their digits
 
     def judge(fold: jax.Array) -> jax.Array:
         weights = folds.weights(folds.fold != fold) / 2  # one in all
@@ -243,31 +340,48 @@ def logistic_attack(
     accuracy = jnp.mean(
         jax.vmap(lambda fold: folds.accuracy(scores > 0, fold))(jnp.arange(num_folds))
     )
-    return _attack(scores[: members.shape[0]], scores[members.shape[0] :], accuracy)
+    area = auc(
+        scores[: members.shape[0]],
+        scores[members.shape[0] :],
+        member_where=member_where,
+        other_where=other_where,
+    )
+    area = jnp.where(folds.are_filled, area, jnp.nan)
+    accuracy = jnp.where(jnp.isnan(area), jnp.nan, accuracy)
+    return Attack(area, accuracy, folds.standard_error(area.dtype), area, accuracy)
 
 
 class _Folds:
-    """Members, then others, each dealt out to folds in turn."""
+    """Members, then others: of each, those that count are dealt out to folds in turn."""
 
-    def __init__(self, num_members: int, num_others: int, num_folds: Any):
+    def __init__(self, member_where: jax.Array, other_where: jax.Array, num_folds: Any):
         check_count("num_folds", num_folds, minimum=2)
-        if num_folds > min(num_members, num_others):
+        if num_folds > min(member_where.size, other_where.size):
             raise ValueError(
                 f"`num_folds` must be at most the number of examples of either set, "
-                f"{num_members} and {num_others}; got {num_folds}."
+                f"{member_where.size} and {other_where.size}; got {num_folds}."
             )
-        members, others = jnp.arange(num_members), jnp.arange(num_others)
-        self.fold = jnp.concatenate([members, others]) % num_folds
-        self.is_member = jnp.arange(num_members + num_others) < num_members
+        places = [jnp.cumsum(where, dtype=jnp.int32) - 1 for where in (member_where, other_where)]
+        self.counts = jnp.concatenate([member_where, other_where])
+        self.fold = jnp.concatenate(places) % num_folds
+        self.is_member = jnp.arange(self.counts.size) < member_where.size
+        self.sizes = [jnp.sum(where, dtype=jnp.int32) for where in (member_where, other_where)]
+        self.are_filled = jnp.minimum(*self.sizes) >= num_folds
 
     def weights(self, used: jax.Array) -> jax.Array:
         """Of the examples that are used, such that members sum to 1 and so do others."""
+        used = used & self.counts
         members, others = used & self.is_member, used & ~self.is_member
         return members / jnp.sum(members) + others / jnp.sum(others)
 
     def accuracy(self, taken: jax.Array, fold: jax.Array) -> jax.Array:
         """The mean over members and others of the share told right, in one fold."""
         return jnp.sum(self.weights(self.fold == fold) * (taken == self.is_member)) / 2
+
+    def standard_error(self, dtype: Any) -> jax.Array:
+        """Of an area under the curve, at chance."""
+        n, m = (size.astype(dtype) for size in self.sizes)
+        return jnp.sqrt((n + m + 1) / (12 * n * m))
 
 
 def _features(name: str, features: Any) -> jax.Array:
@@ -281,8 +395,13 @@ def _features(name: str, features: Any) -> jax.Array:
     return features.reshape(features.shape[0], -1)
 
 
-def _attack(members: jax.Array, others: jax.Array, accuracy: jax.Array) -> Attack:
-    area = auc(members, others)
-    n, m = members.size, others.size
-    error = jnp.asarray(math.sqrt((n + m + 1) / (12 * n * m)), area.dtype)
-    return Attack(area, jnp.where(jnp.isnan(area), jnp.nan, accuracy), error)
+def _or_nan(
+    figure: jax.Array,
+    members: jax.Array,
+    member_where: jax.Array,
+    others: jax.Array,
+    other_where: jax.Array,
+) -> jax.Array:
+    """NaN where a score that counts is."""
+    bad = jnp.any(jnp.isnan(members) & member_where) | jnp.any(jnp.isnan(others) & other_where)
+    return jnp.where(bad, jnp.nan, figure)

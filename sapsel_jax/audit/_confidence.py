@@ -20,7 +20,8 @@ def margin(logits: Any, labels: Any) -> jax.Array:
 
     Returns:
       Float32 (or wider) margins in nats, shape (...): any real number, infinite where logits are;
-      NaN where a logit is NaN or the label is none of the classes.
+      NaN where a logit is NaN, and where the label is none of the classes: there the example is to
+      be ignored.
 
     Raises:
       TypeError: if `logits` are not real floating-point numbers or `labels` no integers.
@@ -57,7 +58,8 @@ def modified_entropy(logits: Any, labels: Any) -> jax.Array:
 
     Returns:
       Float32 (or wider) numbers of nats, at least 0, shape (...): infinite where p_y is 0; NaN
-      where a logit is NaN or +∞ or the label is none of the classes.
+      where a logit is NaN or +∞, and where the label is none of the classes: there the example is
+      to be ignored.
 
     Raises:
       TypeError: if `logits` are not real floating-point numbers or `labels` no integers.

@@ -15,6 +15,9 @@ def exposure(canary_loss: Any, alternative_losses: Any) -> jax.Array:
     lowest, ties shared: 1 + (lower) + ½ (equal). A model that never saw the canary gives it 1.44
     bits on average (log2 e, for many alternatives); log2 |R| is all there is to give away.
 
+    Only the low side is seen: a canary whose loss was pushed above all alternatives has an exposure
+    of 0, and stands out all the same. The exposure of the negated losses shows that.
+
     Args:
       canary_loss: of the canary, real floating-point, shape (...).
       alternative_losses: of the other secrets that could have been put in its place, drawn alike,

@@ -38,19 +38,20 @@ def wide_logits(
 ) -> tuple[jax.Array, jax.Array]:
     """Logits of at least two classes and one integer label for each row of them."""
     name, labels_name = names
-    logits, labels = wide(name, logits), jnp.asarray(labels)
+    logits = wide(name, logits)
     if logits.ndim == 0 or logits.shape[-1] < 2:
         raise ValueError(
             f"`{name}` must have at least 2 classes along its last axis; "
             f"got shape {list(logits.shape)}."
         )
-    check_labels(labels_name, labels, name, logits)
+    labels = wide_labels(labels_name, labels, name, logits)
     check_not_empty(name, logits)
     return logits, labels
 
 
-def check_labels(name: str, labels: jax.Array, logits_name: str, logits: jax.Array) -> None:
-    """Integers in the shape of the logits without their last axis."""
+def wide_labels(name: str, labels: Any, logits_name: str, logits: jax.Array) -> jax.Array:
+    """Integers in the shape of the logits without their last axis, of at least 32 bits."""
+    labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"`{name}` must hold integers; got dtype {labels.dtype}.")
     if labels.shape != logits.shape[:-1]:
@@ -58,6 +59,27 @@ def check_labels(name: str, labels: jax.Array, logits_name: str, logits: jax.Arr
             f"`{name}` must have the shape of `{logits_name}` without its last axis, "
             f"{list(logits.shape[:-1])}; got {list(labels.shape)}."
         )
+    return labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
+
+
+def is_labelled(labels: jax.Array, logits: jax.Array) -> jax.Array:
+    """Which labels are classes; all others, -100 for instance, mark examples to be ignored."""
+    return (labels >= 0) & (labels < logits.shape[-1])
+
+
+def counted(name: str, where: Any, scores: jax.Array) -> jax.Array:
+    """Which examples count: all of them where nothing is said."""
+    if where is None:
+        return jnp.ones(scores.shape[:1], bool)
+    where = jnp.asarray(where)
+    if where.dtype != bool:
+        raise TypeError(f"`{name}` must hold bools; got dtype {where.dtype}.")
+    if where.shape != scores.shape[:1]:
+        raise ValueError(
+            f"`{name}` must have one bool for each of {scores.shape[0]} examples; "
+            f"got shape {list(where.shape)}."
+        )
+    return where
 
 
 def wide_margins(name: str, margins: Any, minimum: int) -> jax.Array:

@@ -33,7 +33,7 @@ def klom(
 
     Returns:
       Float32 (or wider) divergences in nats, at least 0 (but for rounding), shape (examples,); NaN
-      where a margin is.
+      where a margin is, so also for an example that `margin` marks as ignored.
 
     Raises:
       TypeError: if the margins are not real floating-point numbers.
@@ -85,7 +85,7 @@ def klom_binned(
 
     Returns:
       Float32 (or wider) divergences in nats, at least 0 (but for rounding), shape (examples,); NaN
-      where a margin is.
+      where a margin is, so also for an example that `margin` marks as ignored.
 
     Raises:
       TypeError: as `klom`.

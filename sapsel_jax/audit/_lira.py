@@ -15,7 +15,7 @@ class Lira(NamedTuple):
     """What the attacks achieve. At chance every figure is 1/2.
 
     Attributes:
-      accuracy: the share of models that are told right, over all examples and both kinds of model.
+      accuracy: the share of models that are told right, over the examples and both kinds of model.
       auc: the area under the ROC curve of the log-likelihood ratio, over the same.
       per_example: the share that are told right for each example, shape (examples,). Look at the
         largest: an average hides the examples that were not forgotten.
@@ -46,8 +46,10 @@ def u_lira(
         the fit.
 
     Returns:
-      A `Lira`; a model whose margins are equally likely counts as half told. NaN where a margin is,
-      for its example and over all.
+      A `Lira`; a model whose margins are equally likely counts as half told. An example whose
+      margin is NaN under every model, as `margin` gives it for a label that is none of the classes,
+      is ignored: it counts in neither `accuracy` nor `auc`. A NaN under some models only is no such
+      mark, and gives NaN for its example and over all.
 
     Raises:
       TypeError: if the margins are not real floating-point numbers.
@@ -84,7 +86,10 @@ def u_lira(
     ratios = [_log_density(x, *fits[0]) - _log_density(x, *fits[1]) for x in (unlearned, retrained)]
     told = (1 + jnp.sign(ratios[0])) / 2 + (1 - jnp.sign(ratios[1])) / 2
     per_example = jnp.mean(told, axis=0) / 2
-    return Lira(jnp.mean(per_example), auc(*(r.ravel() for r in ratios)), per_example)
+    counts = ~jnp.all(jnp.isnan(unlearned) & jnp.isnan(retrained), axis=0)
+    every = jnp.broadcast_to(counts, unlearned.shape).ravel()
+    area = auc(*(r.ravel() for r in ratios), member_where=every, other_where=every)
+    return Lira(jnp.mean(per_example, where=counts), area, per_example)
 
 
 def _left_out(margins: jax.Array, min_std: float) -> tuple[jax.Array, jax.Array]:

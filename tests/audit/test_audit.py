@@ -83,6 +83,12 @@ def test_what_has_no_value_is_nan_or_infinite():
     np.testing.assert_array_equal(jnp.isnan(lira.per_example), np.arange(5) == 3)
     assert np.isnan(lira.accuracy)
     assert np.isnan(lira.auc)
+    marked = jnp.asarray(ENSEMBLE).at[:, 3].set(jnp.nan)  # an example to be ignored
+    lira = fast.u_lira(marked, marked[::-1])
+    np.testing.assert_array_equal(jnp.isnan(lira.per_example), np.arange(5) == 3)
+    assert np.isfinite([lira.accuracy, lira.auc]).all()
+    assert np.isnan(fast.u_lira(marked, ENSEMBLE)[:2]).all()
+    assert np.isnan(fast.u_lira(jnp.nan * ENSEMBLE, jnp.nan * ENSEMBLE)[:2]).all()
 
 
 def test_shares_over_leading_axes():
@@ -173,6 +179,52 @@ def test_attacks_find_a_shift_and_nothing_where_there_is_nothing():
         assert abs(nothing.accuracy - 0.5) < 4 * 0.5 / math.sqrt(800) * math.sqrt(2)
     same = fast.logistic_attack(np.ones(400, np.float32), np.ones(400, np.float32))
     assert (same.auc, same.accuracy) == (0.5, 0.5)
+
+
+def test_an_attack_sees_both_sides():
+    rng = np.random.default_rng(1)
+    forgotten, unseen = rng.standard_normal((2, 400)).astype(np.float32)
+    labels = np.zeros(400, int)
+    two = lambda margin: np.stack([margin, np.zeros_like(margin)], 1)
+    attack = lambda a, b: fast.entropy_attack(two(a), labels, two(b), labels)
+    surer, unsurer = attack(forgotten + 2, unseen), attack(forgotten - 2, unseen)
+    assert unsurer.auc == pytest.approx(1 - 0.921, abs=4 * 0.01)
+    assert unsurer.accuracy < 0.55
+    for found in (surer, unsurer):
+        assert found.two_sided_auc == max(found.auc, 1 - found.auc)
+        assert found.two_sided_auc == pytest.approx(0.921, abs=4 * 0.01)
+        assert found.two_sided_accuracy == pytest.approx(0.841, abs=4 * 0.013)
+    assert surer.two_sided_accuracy == surer.accuracy
+    alike = attack(forgotten, unseen)
+    assert alike.two_sided_auc < 0.5 + 4 * alike.standard_error
+    assert abs(alike.two_sided_accuracy - 0.5) < 0.1
+    mirrored = attack(unseen, forgotten - 2)
+    assert mirrored.two_sided_auc == pytest.approx(float(unsurer.two_sided_auc), abs=1e-6)
+    fitted = fast.logistic_attack(forgotten - 2, unseen)
+    assert fitted.two_sided_auc == fitted.auc > 0.85
+    assert fitted.two_sided_accuracy == fitted.accuracy
+
+
+def test_the_two_sided_rule_against_its_definition():
+    """Every cut between two scores, with either side for members, tried on the other folds."""
+    rng = np.random.default_rng(4)
+    logits = np.zeros((2, 400, 2), np.float32)
+    logits[:, :, 0] = rng.integers(-4, 4, (2, 400)) + np.arange(2)[:, None]
+    labels = np.zeros(400, int)
+    scores = -np.stack([fast.modified_entropy(some, labels) for some in logits])
+    fold, told = np.arange(400) % 5, []
+    values = np.unique(scores)
+    cuts = np.concatenate([[-np.inf], (values[1:] + values[:-1]) / 2])
+    for held in range(5):
+        train, test = scores[:, fold != held], scores[:, fold == held]
+        lead = np.array([np.subtract(*(train > cut).mean(1)) for cut in cuts]).round(6)
+        best = np.argmax(np.abs(lead))
+        assert np.sum(np.abs(lead) == abs(lead[best])) == 1  # no tie to be broken by rounding
+        taken = (test > cuts[best]) ^ (lead[best] < 0)
+        told.append((taken[0].mean() + 1 - taken[1].mean()) / 2)
+    got = fast.entropy_attack(logits[0], labels, logits[1], labels)
+    assert got.accuracy < 0.55 < got.two_sided_accuracy
+    assert got.two_sided_accuracy == pytest.approx(np.mean(told), abs=1e-6)
 
 
 def test_the_logistic_fit_is_the_minimum_and_sees_several_features():

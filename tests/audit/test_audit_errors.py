@@ -63,6 +63,32 @@ ERRORS = {
         ValueError,
         "`other_scores` must have one axis, over examples; got shape [4, 2].",
     ),
+    "labels to forget that are real": (
+        lambda: audit.entropy_attack(jnp.ones((3, 2)), THREE, jnp.ones((3, 2)), WHOLE),
+        TypeError,
+        "`forget_labels` must hold integers; got dtype float32.",
+    ),
+    "unseen labels that do not fit": (
+        lambda: audit.entropy_attack(jnp.ones((3, 2)), WHOLE, jnp.ones((4, 2)), WHOLE),
+        ValueError,
+        "`unseen_labels` must have the shape of `unseen_logits` without its last axis, [4]; "
+        "got [3].",
+    ),
+    "whole numbers for what counts": (
+        lambda: audit.auc(THREE, FOUR, member_where=WHOLE),
+        TypeError,
+        "`member_where` must hold bools; got dtype int32.",
+    ),
+    "what counts of others that do not fit": (
+        lambda: audit.true_positive_rate(THREE, FOUR, other_where=THREE > 0),
+        ValueError,
+        "`other_where` must have one bool for each of 4 examples; got shape [3].",
+    ),
+    "what counts of features that do not fit": (
+        lambda: audit.logistic_attack(MANY, MANY, forget_where=MANY > 0, num_folds=2),
+        ValueError,
+        "`forget_where` must have one bool for each of 4 examples; got shape [4, 2].",
+    ),
     "a rate above 1": (
         lambda: audit.true_positive_rate(THREE, FOUR, false_positive_rate=1.5),
         ValueError,
