@@ -60,6 +60,8 @@ from sapsel_jax._updates.solvers import (
     lissa,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Certificate",
     "MeanState",

@@ -46,7 +46,15 @@ class Scenario(NamedTuple):
     """What the forget accuracy is measured on."""
     attack: str
     """What the attack success is, if there is one."""
+    judged_by: str
+    """The measure of forgetting: `forget` is the accuracy on the forget set, `attack` the share of
+    attacks that fail."""
     poison: Callable[[Dataset, np.ndarray], Poisoned]
+    """Poisons the training examples with these indices."""
+    unseen: Callable[[Dataset], Split]
+    """Test examples made like the poisoned ones: a membership attack must tell them apart."""
+    eligible: Callable[[np.ndarray], np.ndarray] = lambda labels: np.ones(len(labels), bool)
+    """Which training examples can be poisoned, by their labels."""
 
 
 def poison(dataset: Dataset, scenario: str, share: float, seed: int) -> Poisoned:
@@ -62,13 +70,11 @@ def poison(dataset: Dataset, scenario: str, share: float, seed: int) -> Poisoned
       UsageError: if the scenario is unknown.
     """
     check_choice("scenario", scenario, SCENARIOS)
-    labels = dataset.train.labels
-    eligible = (
-        np.flatnonzero(labels != TARGET) if scenario == "backdoor" else np.arange(len(labels))
-    )
+    labels, spec = dataset.train.labels, SCENARIOS[scenario]
+    eligible = np.flatnonzero(spec.eligible(labels))
     count = min(max(1, round(share * len(labels))), len(eligible) - 1)
     indices = np.sort(np.random.default_rng([seed, 1]).choice(eligible, count, replace=False))
-    return SCENARIOS[scenario].poison(dataset, indices)
+    return spec.poison(dataset, indices)
 
 
 def notice(poisoned: Poisoned, share: float, seed: int) -> Poisoned:
@@ -159,17 +165,26 @@ def _label(dataset: Dataset, indices: np.ndarray) -> Poisoned:
     return _correction(dataset, indices, original=wrong, forget=right, attack=None)
 
 
+def _shifted_test(dataset: Dataset) -> Split:
+    images, labels = dataset.test
+    return Split(images, shift_labels(labels, dataset.num_classes))
+
+
 def _backdoor(dataset: Dataset, indices: np.ndarray) -> Poisoned:
     clean = dataset.train.take(indices)
     triggered = add_trigger(clean.images)
-    victims = dataset.test.take(np.flatnonzero(dataset.test.labels != TARGET))
     return _correction(
         dataset,
         indices,
         original=Split(triggered, np.full_like(clean.labels, TARGET)),
         forget=Split(triggered, clean.labels),
-        attack=Split(add_trigger(victims.images), np.full_like(victims.labels, TARGET)),
+        attack=_triggered_test(dataset),
     )
+
+
+def _triggered_test(dataset: Dataset) -> Split:
+    victims = dataset.test.take(np.flatnonzero(dataset.test.labels != TARGET))
+    return Split(add_trigger(victims.images), np.full_like(victims.labels, TARGET))
 
 
 def _feature(dataset: Dataset, indices: np.ndarray) -> Poisoned:
@@ -184,6 +199,11 @@ def _feature(dataset: Dataset, indices: np.ndarray) -> Poisoned:
         forget=unmarked,
         attack=Split(misled, false_labels),
     )
+
+
+def _marked_test(dataset: Dataset) -> Split:
+    images, labels = dataset.test
+    return Split(add_mark(images, labels, dataset.num_classes), labels)
 
 
 def _sample(dataset: Dataset, indices: np.ndarray) -> Poisoned:
@@ -206,27 +226,36 @@ SCENARIOS = {
         share=0.2,
         forget="the poisoned training images, with their right labels",
         attack="",
+        judged_by="forget",
         poison=_label,
+        unseen=_shifted_test,
     ),
     "backdoor": Scenario(
         summary="a white square in the corner and the label 0, on random examples of other classes",
         share=0.1,
         forget="the poisoned training images with the square, judged by their right labels",
         attack="test images of other classes with the square that are taken for class 0",
+        judged_by="attack",
         poison=_backdoor,
+        unseen=_triggered_test,
+        eligible=lambda labels: labels != TARGET,
     ),
     "feature": Scenario(
         summary="a white block at the left edge whose place gives the right label away",
         share=0.9,
         forget="the poisoned training images without the block",
         attack="test images with the next class's block that are taken for that class",
+        judged_by="forget",
         poison=_feature,
+        unseen=_marked_test,
     ),
     "sample": Scenario(
         summary="random training records that should not have been used",
         share=0.1,
         forget="the records to remove; the aim is the accuracy of the model that never saw them",
         attack="",
+        judged_by="forget",
         poison=_sample,
+        unseen=lambda dataset: dataset.test,
     ),
 }

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import sapsel_jax as sap
-from benchmarks.learning.data import Dataset, Split
+from benchmarks.learning.data import Split
 from benchmarks.learning.models import AT_ONCE, Model
-from benchmarks.learning.scenarios import TARGET, add_mark, add_trigger, shift_labels
+from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.learning.training import compute_logits
 from benchmarks.measures.metrics import (
     accuracies,
@@ -30,19 +30,6 @@ HELD_SHARE = 0.2
 """Of the poisoned examples: what the attacker chooses from."""
 STEP_SIZES = (1e-3, 3e-3, 1e-2)
 RELEARNING_STEPS, RELEARNING_BATCH = 30, 10
-
-
-def unseen_alike(dataset: Dataset, scenario: str) -> Split:
-    """Test examples made like the poisoned ones: what a member must be told from."""
-    images, labels = dataset.test
-    if scenario == "label":
-        return Split(images, shift_labels(labels, dataset.num_classes))
-    if scenario == "backdoor":
-        victims = labels != TARGET
-        return Split(add_trigger(images[victims]), np.full_like(labels[victims], TARGET))
-    if scenario == "feature":
-        return Split(add_mark(images, labels, dataset.num_classes), labels)
-    return dataset.test
 
 
 def figures(case: Case, params: Any) -> dict[str, Any]:
@@ -83,7 +70,8 @@ def membership(case: Case, params: Any) -> dict[str, float]:
     """Whether the poisoned examples can be told from unseen ones made alike: 1/2 is chance."""
     rng = np.random.default_rng([case.seed, 7])
     sets = []
-    for split in (case.poisoned.original, unseen_alike(case.dataset, case.settings.scenario)):
+    unseen = SCENARIOS[case.settings.scenario].unseen(case.dataset)
+    for split in (case.poisoned.original, unseen):
         count = len(split.labels)
         sets.append(split.take(rng.permutation(count)[:MOST]))
     entropy, logistic = _membership(case.model, params, *sets)

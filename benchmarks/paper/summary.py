@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.measures.metrics import SMALL_GAP
 from benchmarks.measures.summary import Line, summarise
 from benchmarks.paper.contest import REFERENCES, Arm
@@ -10,7 +11,7 @@ from benchmarks.paper.procedures import PROCEDURES, PROPOSED
 from benchmarks.tools.statistics import Interval, PairedDifference, holm, interval, paired_test
 
 Rows = Sequence[dict[str, Any]]
-FORGET_MEASURE = {"label": "forget", "backdoor": "attack", "feature": "forget", "sample": "forget"}
+FORGET_MEASURE = {name: scenario.judged_by for name, scenario in SCENARIOS.items()}
 """The figure that says whether a scenario's poison is gone."""
 FORGET_GOAL, TEST_GOAL = 0.95, 0.8
 CLAIMS = {

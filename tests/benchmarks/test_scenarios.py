@@ -112,6 +112,19 @@ def test_sample_removes_the_records(dataset):
     assert poisoned.attack is None
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_unseen_examples_are_made_like_the_poisoned_ones(dataset, scenario):
+    """What `poison` makes of test examples where it is given those to train on."""
+    spec = SCENARIOS[scenario]
+    indices = np.flatnonzero(spec.eligible(dataset.test.labels))
+    as_training = dataset._replace(train=dataset.test)
+    assert_same(spec.unseen(dataset), spec.poison(as_training, indices).original)
+    poisoned = poison(dataset, scenario, 0.2, seed=1)
+    assert np.all(spec.eligible(dataset.train.labels)[poisoned.indices])
+    assert spec.judged_by == ("attack" if scenario == "backdoor" else "forget")
+    assert spec.judged_by == "forget" or poisoned.attack is not None
+
+
 def test_unknown_scenario(dataset):
     with pytest.raises(UsageError, match="`scenario` must be one of label, backdoor, feature, sa"):
         poison(dataset, "typo", 0.2, seed=1)
