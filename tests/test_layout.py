@@ -8,12 +8,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = {
     "_base": (),
-    "_graph": ("_base",),
-    "_passes": ("_base", "_graph"),
-    "_curvature": ("_base", "_graph", "_passes"),
+    "_primitives": ("_base",),
+    "_graph": ("_base", "_primitives"),
+    "_passes": ("_base", "_primitives", "_graph"),
+    "_curvature": ("_base", "_primitives", "_graph", "_passes"),
     "_selection": ("_base",),
-    "_updates": ("_base", "_graph", "_passes", "_curvature"),
-    "_unlearn": ("_base", "_graph", "_passes", "_curvature", "_selection", "_updates"),
+    "_updates": ("_base", "_primitives", "_graph", "_passes", "_curvature"),
+    "_unlearn": (
+        "_base",
+        "_primitives",
+        "_graph",
+        "_passes",
+        "_curvature",
+        "_selection",
+        "_updates",
+    ),
     "audit": ("_base", "_selection", "_updates"),
 }
 SHARED = {

@@ -12,9 +12,8 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-from sapsel_jax._graph.affine import PRODUCTS, is_affine
+from sapsel_jax._graph.affine import is_affine
 from sapsel_jax._graph.axes import axes_kept
-from sapsel_jax._graph.equations import PASSING
 from sapsel_jax._graph.graph import Graph, Node, Values, join, restrict
 
 Rule = Literal["none", "elementwise", "logsumexp", "softmax", "product", "general"]
@@ -100,14 +99,14 @@ def _block(graph: Graph, node: Node, reached: dict[int, int]) -> Block:
     noisy = tuple(var for var in moving if var in bent)
     if not noisy:
         first, alike = moving[0], lambda var: (graph.shape(var), graph.avals[var].dtype)
-        carries = node.name in PASSING and len(moving) == 1 and node.ins.count(first) == 1
+        carries = node.facts.passes and len(moving) == 1 and node.ins.count(first) == 1
         return Block(node, moving, carries=carries and alike(first) == alike(node.outs[0]))
     same = {graph.shape(var) for var in (*noisy, *node.outs)} == {graph.shape(noisy[0])}
     if node.name in ("logsumexp", "softmax"):
         return Block(node, moving, noisy, node.name)
     if node.elementwise and same and len(noisy) == 1:
         return Block(node, moving, noisy, "elementwise")
-    if node.name in PRODUCTS and len(noisy) == 2:
+    if node.facts.product and len(noisy) == 2:
         return Block(node, moving, noisy, "product")
     rows = ()
     if node.elementwise and same:

@@ -18,7 +18,7 @@ from sapsel_jax._graph.graph import Graph, Values, tail
 from sapsel_jax._graph.reach import varies
 from sapsel_jax._graph.sites import Use, find_uses
 from sapsel_jax._passes.lifts import Record, Structure, lift, records_of_uses, structure
-from sapsel_jax._passes.tangents import contract
+from sapsel_jax._primitives.tangents import contract
 
 
 def hutchinson_diagonal(

@@ -19,7 +19,7 @@ from sapsel_jax._graph.graph import Graph, Values
 from sapsel_jax._graph.reach import varies
 from sapsel_jax._graph.sites import Use, find_uses
 from sapsel_jax._passes.lifts import Record, Structure, lift, records_of_uses, structure
-from sapsel_jax._passes.tangents import Label, Tangent, contract
+from sapsel_jax._primitives.tangents import Label, Tangent, contract
 
 BUDGET = 2**24
 """Entries that the temporaries of one chunk of examples may hold: 64 MB in float32."""
@@ -27,9 +27,6 @@ BUDGET = 2**24
 PROBES_AT_ONCE = 4
 """They share the values and the adjoint of an example. On CPU it makes no difference for dense
 networks; convolutions run in a loop, which one probe after the other needs, take longer."""
-
-ONE_BY_ONE = {"dot_general", "region"}
-"""What adjoint and signals are pulled through one after the other, which is faster on CPU."""
 
 
 def propagated_diagonal(
@@ -270,7 +267,7 @@ class Propagation:
             [row[var].astype(values[var].dtype) if var in row else zero(var) for var in outs]
             for row in rows
         ]
-        if block.node.name in ONE_BY_ONE:
+        if block.node.facts.pulls_singly or block.node.name == "region":
             results = [list(arrays) for arrays in zip(*map(back, given), strict=True)]
         else:
             stacked = jax.vmap(back)([jnp.stack(row) for row in zip(*given, strict=True)])

@@ -16,14 +16,12 @@ from sapsel_jax._graph.graph import Graph, Node
 from sapsel_jax._graph.reach import bending, leading_to, leads_to, varies
 from sapsel_jax._graph.sites import Use, find_uses
 from sapsel_jax._passes.lifts import Structure, structure
-from sapsel_jax._passes.tangents import Label, Tangent, labels_of, unit_tangents
+from sapsel_jax._primitives.tangents import Label, Tangent, labels_of, placed, unit_tangents
 
 ELEMENTWISE_WORK = 8
 """What one entry of an elementwise operation counts, against one multiply or add of a product."""
 PRODUCT_WORK = 4
 """What a Hessian-vector product counts, against the operations it runs through."""
-BACKWARD_CONVOLUTION = 3
-"""What pulling back through a convolution counts, against running it: so measured on CPU."""
 MAX_CUT = 256
 """A cut of more entries is not considered."""
 MAX_CUTS = 8
@@ -264,19 +262,12 @@ class _Finder:
 
     def back(self, node: Node) -> float:
         """The work of pulling one cotangent back to one input of an operation."""
-        is_convolution = node.name == "conv_general_dilated"
-        return self.work(node) * (BACKWARD_CONVOLUTION if is_convolution else 1)
+        return self.work(node) * node.facts.back_work
 
     def _work(self, node: Node) -> float:
+        if node.facts.work:
+            return node.facts.work(self.graph.signature(node))
         size = sum(self.graph.size(var) for var in node.outs)
-        if node.name == "dot_general":
-            contracted, _ = node.params["dimension_numbers"]
-            shape = self.graph.shape(node.ins[0])
-            return 2.0 * size * math.prod(shape[a] for a in contracted[0])
-        if node.name == "conv_general_dilated":
-            kernel = self.graph.shape(node.ins[1])
-            out = kernel[node.params["dimension_numbers"].rhs_spec[0]]
-            return 2.0 * size * math.prod(kernel) / max(out, 1)
         if node.elementwise:
             return float(ELEMENTWISE_WORK * size)
         return float(size + sum(self.graph.size(var) for var in node.ins))
@@ -295,16 +286,12 @@ class _Finder:
             for i in positions:
                 mine = tied[node.ins[i]]
                 kept = axes_kept(self.graph, node, i, [bool(x) for x in mine])
-                placed: list[tuple[Label, ...]] = [()] * len(self.graph.shape(node.outs[0]))
-                for axis, target in enumerate(kept):
-                    if target is not None and mine[axis]:
-                        placed[target] = placed[target] + mine[axis]
-                results.append(tuple(placed))
+                results.append(placed(mine, kept, len(self.graph.shape(node.outs[0]))))
             same = all(result == results[0] for result in results)
             out = results[0] if same else ((),) * len(results[0])
             bound = math.prod(label.size for axis in out for label in axis)
             entries = everything / max(bound, 1)
-            if node.name == "dot_general" and len(positions) == 1:
+            if node.facts.contracts and len(positions) == 1:
                 before = math.prod(x.size for axis in tied[node.ins[positions[0]]] for x in axis)
                 pushes = everything / max(before, 1)
             else:

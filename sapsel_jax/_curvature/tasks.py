@@ -14,7 +14,7 @@ from sapsel_jax._graph.reach import bending, leading_to
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.forward import spread
 from sapsel_jax._passes.lifts import lift
-from sapsel_jax._passes.tangents import (
+from sapsel_jax._primitives.tangents import (
     Label,
     Tangent,
     arrange,

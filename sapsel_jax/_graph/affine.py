@@ -2,8 +2,8 @@
 
 An operation is piecewise affine in some inputs where its directional derivative does not depend on
 them differentiably. That is read from the jaxpr of the derivative, so that custom rules count as
-they are and no list of affine operations is needed; the short lists below only spare the commonest
-proofs.
+they are and no list of affine operations is needed; what the table of primitives says only spares
+the commonest proofs.
 """
 
 import weakref
@@ -14,26 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from sapsel_jax._graph.equations import CALLS, PASSING, ZERO_DERIVATIVE
+from sapsel_jax._graph.equations import CALLS
 from sapsel_jax._graph.graph import Graph, Node, restrict
-
-LINEAR = PASSING | {
-    "reshape",
-    "transpose",
-    "broadcast_in_dim",
-    "squeeze",
-    "expand_dims",
-    "reduce_sum",
-    "slice",
-    "pad",
-    "concatenate",
-    "cumsum",
-    "rev",
-    "split",
-    "scan_slice",
-    "scan_stack",
-}
-PRODUCTS = {"mul", "dot_general", "conv_general_dilated"}
+from sapsel_jax._primitives.table import TABLE, UNKNOWN
 
 _forward: weakref.WeakKeyDictionary[Node, bool] = weakref.WeakKeyDictionary()
 _proofs: weakref.WeakKeyDictionary[Node, dict[tuple[int, ...], bool]] = weakref.WeakKeyDictionary()
@@ -41,9 +24,9 @@ _proofs: weakref.WeakKeyDictionary[Node, dict[tuple[int, ...], bool]] = weakref.
 
 def is_affine(graph: Graph, node: Node, positions: Sequence[int]) -> bool:
     """Whether an operation is piecewise affine in the inputs at these positions together."""
-    if node.name in LINEAR:
+    if node.facts.linear:
         return True
-    if node.name in PRODUCTS:
+    if node.facts.product:
         return len(positions) == 1
     known = _proofs.setdefault(node, {})
     key = tuple(positions)
@@ -54,7 +37,7 @@ def is_affine(graph: Graph, node: Node, positions: Sequence[int]) -> bool:
 
 def has_forward_rule(graph: Graph, node: Node) -> bool:
     """Whether an operation has a forward derivative; one with a custom reverse rule has none."""
-    if node.elementwise or node.name in LINEAR | PRODUCTS:
+    if node.elementwise or node.facts.linear or node.facts.product:
         return True
     known = _forward.get(node)
     if known is None:
@@ -112,7 +95,7 @@ def _spread(jaxpr: Any, active: set[Any]) -> list[bool]:
         reads = [not isinstance(atom, core.Literal) and atom in active for atom in eqn.invars]
         if name == "select_and_gather_add":  # the second input only says which entry is picked
             reads[1] = False
-        if not any(reads) or name in ZERO_DERIVATIVE:
+        if not any(reads) or TABLE.get(name, UNKNOWN).flat:
             continue
         if name in CALLS:
             body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))

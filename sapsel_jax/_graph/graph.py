@@ -17,12 +17,13 @@ from jax.extend import core
 
 from sapsel_jax._graph.equations import (
     CALLS,
-    ZERO_DERIVATIVE,
     as_function,
     broadcasts_to,
     is_elementwise,
     open_jaxpr,
 )
+from sapsel_jax._primitives.signature import Signature
+from sapsel_jax._primitives.table import TABLE, UNKNOWN, Primitive
 
 MAX_UNROLL = 32
 """Scans over at most so many steps are unrolled; a longer one stays a single operation."""
@@ -41,6 +42,11 @@ class Node:
     params: dict[str, Any]
     elementwise: bool = False
     """Every entry of the output depends on the same entry of each input alone, or on a scalar."""
+
+    @property
+    def facts(self) -> Primitive:
+        """What is known of the primitive."""
+        return TABLE.get(self.name, UNKNOWN)
 
 
 @dataclasses.dataclass(eq=False)
@@ -78,6 +84,11 @@ class Graph:
     def shape(self, var: int) -> tuple[int, ...]:
         """The shape of a variable."""
         return self.avals[var].shape
+
+    def signature(self, node: Node) -> Signature:
+        """The parameters and shapes of an operation."""
+        shapes = tuple(self.shape(var) for var in node.ins)
+        return Signature(node.params, shapes, self.shape(node.outs[0]))
 
     def size(self, var: int) -> int:
         """The number of entries of a variable."""
@@ -218,7 +229,7 @@ class _Builder:
                     "`basis_diagonal` and `probe_diagonal` can follow."
                 )
             is_float = jnp.issubdtype(dtype, jnp.floating)
-            self.sources[var] = sources if is_float and node.name not in ZERO_DERIVATIVE else 0
+            self.sources[var] = sources if is_float and not node.facts.flat else 0
 
     def inline(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[int]) -> list[int]:
         """Adds the operations of a jaxpr applied to variables; returns those of its results."""
@@ -271,14 +282,14 @@ class _Builder:
         for position, aval in enumerate(out_avals[num_carry:]):
             out = self.new(aval)
             parts = tuple(results[step][position] for step in range(length))
-            self.add(Node("scan_stack", parts, (out,), lambda *xs: [jnp.stack(xs)], {}))
+            self.add(Node("scan_stack", parts, (out,), lambda *xs: [jnp.stack(xs)], {"axis": 0}))
             stacks.append(out)
         return [*carry, *stacks]
 
     def slice(self, var: int, step: int) -> int:
         aval = self.avals[var]
         out = self.new(jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype))
-        self.add(Node("scan_slice", (var,), (out,), lambda x: [x[step]], {"step": step}))
+        self.add(Node("scan_slice", (var,), (out,), lambda x: [x[step]], {"step": step, "axis": 0}))
         return out
 
 

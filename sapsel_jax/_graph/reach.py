@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from sapsel_jax._graph.affine import is_affine
-from sapsel_jax._graph.equations import PASSING
 from sapsel_jax._graph.graph import Graph, Node
 
 
@@ -37,6 +36,6 @@ def leading_to(
 def varies(graph: Graph, site: int) -> bool:
     """Whether curvature at a site can differ between examples."""
     return graph.varying[site] or any(
-        node.name not in PASSING and any(graph.varying[var] for var in node.ins)
+        not node.facts.passes and any(graph.varying[var] for var in node.ins)
         for node in graph.after([site])
     )

@@ -15,20 +15,6 @@ from collections.abc import Sequence
 from sapsel_jax._graph.affine import is_affine
 from sapsel_jax._graph.graph import Graph, Node
 
-ONE_TO_ONE = {
-    "reshape",
-    "transpose",
-    "squeeze",
-    "expand_dims",
-    "convert_element_type",
-    "copy",
-    "copy_p",
-    "rev",
-    "slice",
-    "scan_slice",
-}
-"""Operations that only move entries, from a leaf to what is used of it."""
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Use:
@@ -139,7 +125,7 @@ def _use(graph: Graph, leaf: int, var: int, entry: Node, chain: Sequence[Node]) 
     while site not in graph.outputs and len(graph.consumers[site]) == 1:
         (node,) = graph.consumers[site]
         same = graph.shape(node.outs[0]) == graph.shape(site)
-        if node.name not in ("add", "sub", "copy", "convert_element_type") or not same:
+        if not node.facts.passes or not same:
             break
         if node.ins.count(site) != 1 or not graph.sources[node.outs[0]]:
             break
@@ -150,7 +136,7 @@ def _use(graph: Graph, leaf: int, var: int, entry: Node, chain: Sequence[Node]) 
     prefix = []
     while (
         path
-        and path[0].name in ONE_TO_ONE
+        and path[0].facts.moves
         and [var in node.ins for node in (*path, entry)].count(True) == 1
     ):
         prefix.append(path.pop(0))
@@ -169,18 +155,8 @@ def _reaches(graph: Graph, var: int, node: Node, chain: Sequence[Node]) -> bool:
 
 def _looks_up_rows(graph: Graph, node: Node, var: int) -> bool:
     """Whether an operation reads whole rows of a table, `table[ids]`."""
-    if node.name != "gather" or node.ins[0] != var or node.ins[1] == var:
-        return False
-    numbers, table = node.params["dimension_numbers"], graph.shape(var)
-    rank = len(graph.shape(node.outs[0]))
-    last = tuple(range(rank - len(table) + 1, rank))
-    return (
-        tuple(numbers.collapsed_slice_dims) == (0,)
-        and tuple(numbers.start_index_map) == (0,)
-        and tuple(numbers.offset_dims) == last
-        and not numbers.operand_batching_dims
-        and tuple(node.params["slice_sizes"]) == (1, *table[1:])
-    )
+    reads = node.facts.reads_rows
+    return reads is not None and node.ins[0] == var and reads(graph.signature(node))
 
 
 def _conflict(graph: Graph, uses: Sequence[Use]) -> str:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._graph.graph import Graph, Node, Values, restrict
-from sapsel_jax._passes.convolutions import has_one_group, pull_image
 
 
 def pull(
@@ -41,14 +40,13 @@ def pull(
         outs = [v for v in node.outs if jnp.issubdtype(graph.avals[v].dtype, jnp.floating)]
         if not positions or not any(var in found for var in outs):
             continue
-        if node.name == "pad":  # JAX has no transpose in what is padded with alone.
-            positions = [0, 1]
+        if node.facts.pulls_all:
+            positions = [i for i, var in enumerate(node.ins) if graph.is_float(var)]
         inputs = [values[var] for var in node.ins]
-        if node.name == "conv_general_dilated" and positions == [0] and has_one_group(node):
-            back = lambda given, node=node, kernel=inputs[1]: [
-                pull_image(graph, node, kernel, given[0])
-            ]
-        else:
+        back = None
+        if node.facts.pull and positions == [0]:
+            back = node.facts.pull(graph.signature(node), inputs)
+        if back is None:
             fn = restrict(node, positions, inputs)
             back = jax.vjp(fn, *(inputs[i] for i in positions))[1]
         lead = next(found[var].shape[:1] for var in outs if var in found) if rows else ()

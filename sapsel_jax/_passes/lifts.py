@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._base.precision import wide_dtype
-from sapsel_jax._graph.graph import Graph, Node, Values
+from sapsel_jax._graph.graph import Graph, Values
 from sapsel_jax._graph.sites import Use
 from sapsel_jax._passes.forward import spread
-from sapsel_jax._passes.tangents import Label, Tangent, arrange, labels_of, unit_tangents
+from sapsel_jax._primitives.lookups import rows_read
+from sapsel_jax._primitives.tangents import Label, Tangent, arrange, labels_of, unit_tangents
 
 
 def lift(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[Label, ...]]:
@@ -44,7 +45,7 @@ def _lift_rows(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[L
     shape, row = graph.shape(out), graph.shape(use.root)[1:]
     rank = len(shape) - len(row)
     ids = values[use.gather.ins[1]].reshape(-1)
-    rows = rows_read(use.gather, ids, graph.shape(use.root)[0])
+    rows = rows_read(graph.signature(use.gather), ids)
     same = (rows[:, None] == rows[None, :]) & (rows >= 0)[None, :]
     first = jnp.argmax(same, axis=1) == jnp.arange(len(ids))
     moves = (same & first[:, None]).astype(wide_dtype(graph.avals[out].dtype))
@@ -53,20 +54,6 @@ def _lift_rows(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[L
     value = moves.reshape(len(ids), *shape[:rank], *(1,) * len(row))
     tied = ((),) * rank + tuple((label,) for label in labels)
     return Tangent(value, (place,), tied), (place, *labels)
-
-
-def rows_read(gather: Node, ids: jax.Array, num_rows: int) -> jax.Array:
-    """The row that each number reads, or -1 where it reads none that could move.
-
-    Out of range, `mode="clip"` reads the first or last row, so that different numbers may read one
-    row. Other modes read a constant there, or promise that it does not happen and have gradient 0.
-    """
-    last = num_rows - 1
-    clipped = jnp.clip(ids, 0, min(last, jnp.iinfo(ids.dtype).max))
-    rows = clipped.astype(jnp.int32)
-    if gather.params["mode"] == jax.lax.GatherScatterMode.CLIP:
-        return rows
-    return jnp.where(clipped == ids, rows, -1)
 
 
 def lower(graph: Graph, use: Use, result: jax.Array, ids: jax.Array | None) -> jax.Array:
@@ -81,7 +68,7 @@ def lower(graph: Graph, use: Use, result: jax.Array, ids: jax.Array | None) -> j
     def move(leaf: jax.Array) -> jax.Array:
         known = {graph.leaves[use.leaf]: leaf}
         for node in use.prefix:
-            if node.name == "convert_element_type":
+            if node.facts.passes:  # the sum stays in the dtype that it is kept in
                 known[node.outs[0]] = known[node.ins[0]]
             else:
                 known.update(zip(node.outs, node.apply(known[node.ins[0]]), strict=True))

@@ -16,7 +16,7 @@ from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.graph import restrict, trace
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.forward import spread
-from sapsel_jax._passes.tangents import Label, Tangent, dense, labels_of
+from sapsel_jax._primitives.tangents import Label, Tangent, dense, labels_of
 
 SLOW_DRAWS: Any = (HealthCheck.too_slow, HealthCheck.filter_too_much)
 

@@ -1,31 +1,50 @@
 """Convolutions in the forms that curvature needs of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapsel_jax._graph.graph import Graph, Node
-from sapsel_jax._passes.tangents import Label, Tangent
+from sapsel_jax._primitives.signature import Kept, Signature
+from sapsel_jax._primitives.tangents import Label, Tangent
 
 MAX_SHIFTS = 64
 """A convolution kernel of at most so many places is read by shifted copies of its input."""
 
 
-def is_kernel(node: Node, tangent: Tangent) -> bool:
-    spec = node.params["dimension_numbers"].rhs_spec
-    return node.params["batch_group_count"] == 1 and all(tangent.tied[a] for a in spec)
+def axes(signature: Signature, position: int, marked: Sequence[bool]) -> Kept:
+    """The examples of an image, and the output channels of a kernel."""
+    numbers = signature.params["dimension_numbers"]
+    kept: Kept = [None] * len(signature.shapes[position])
+    if signature.params["batch_group_count"] == 1:
+        if position == 0:
+            kept[numbers.lhs_spec[0]] = numbers.out_spec[0]
+        else:
+            kept[numbers.rhs_spec[0]] = numbers.out_spec[1]
+    return kept
 
 
-def push_kernel(graph: Graph, node: Node, inputs: Any, tangent: Tangent) -> Tangent:
-    """A convolution whose kernel moves: what each place of the kernel sees, its patches."""
-    params = node.params
+def work(signature: Signature) -> float:
+    """Multiplications and additions."""
+    kernel = signature.shapes[1]
+    out = kernel[signature.params["dimension_numbers"].rhs_spec[0]]
+    return 2.0 * math.prod(signature.out) * math.prod(kernel) / max(out, 1)
+
+
+def push(
+    signature: Signature, position: int, inputs: Sequence[Any], tangent: Tangent, kept: Kept
+) -> Tangent | None:
+    """A convolution whose whole kernel moves: what each place of it sees, its patches."""
+    params = signature.params
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    whole = all(tangent.tied[a] for a in range(len(tangent.tied)))
+    if position == 0 or params["batch_group_count"] != 1 or not whole:
+        return None
     image, spec = inputs[0], numbers.rhs_spec
-    kernel = graph.shape(node.ins[1])
+    kernel = signature.shapes[1]
     window = [kernel[a] for a in spec[2:]]
     num_places, depth, num_out = math.prod(window), kernel[spec[1]], kernel[spec[0]]
     image = image.transpose(numbers.lhs_spec).astype(tangent.value.dtype)
@@ -95,21 +114,20 @@ def _patches(image: jax.Array, window: Sequence[int], params: Any) -> jax.Array:
     return jnp.stack(parts)
 
 
-def has_one_group(node: Node) -> bool:
-    """Whether all channels and all examples of a convolution belong to one group."""
-    return node.params["feature_group_count"] == 1 and node.params["batch_group_count"] == 1
-
-
-def pull_image(graph: Graph, node: Node, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
+def pull(
+    signature: Signature, inputs: Sequence[Any]
+) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None:
     """The cotangent of a convolution's image, for one group of channels.
 
     The same sums as the transpose that JAX takes, with the channels last and the kernel written
     out as it is used: inside a loop XLA's CPU compiler runs this form several times faster.
     """
-    params = node.params
+    params, kernel = signature.params, inputs[1]
+    groups = params["feature_group_count"], params["batch_group_count"]
+    if groups != (1, 1) or params["preferred_element_type"] not in (None, kernel.dtype):
+        return None
     numbers = params["dimension_numbers"]
-    image, out = graph.shape(node.ins[0]), cotangent.shape
-    padding = []
+    image, out, padding = signature.shapes[0], signature.out, []
     for i, (low, _) in enumerate(params["padding"]):
         window = (kernel.shape[numbers.rhs_spec[2 + i]] - 1) * params["rhs_dilation"][i]
         size = (image[numbers.lhs_spec[2 + i]] - 1) * params["lhs_dilation"][i] + 1
@@ -117,23 +135,26 @@ def pull_image(graph: Graph, node: Node, kernel: jax.Array, cotangent: jax.Array
         before = window - low
         padding.append((before, size + window - length - before))
     last = lambda spec: (spec[0], *spec[2:], spec[1])
-    spatial = tuple(range(len(padding)))
-    kernel = kernel.transpose(*numbers.rhs_spec[2:], *numbers.rhs_spec[:2])
-    rank = len(image)
+    rank, spatial = len(image), tuple(range(len(padding)))
     channels_last = lax.ConvDimensionNumbers(
         lhs_spec=(0, rank - 1, *range(1, rank - 1)),
         rhs_spec=(rank - 1, rank - 2, *range(rank - 2)),
         out_spec=(0, rank - 1, *range(1, rank - 1)),
     )
-    result = lax.conv_general_dilated(
-        cotangent.transpose(last(numbers.out_spec)),
-        jnp.flip(kernel, spatial),
-        window_strides=params["lhs_dilation"],
-        padding=padding,
-        lhs_dilation=params["window_strides"],
-        rhs_dilation=params["rhs_dilation"],
-        dimension_numbers=channels_last,
-        precision=params["precision"],
-    )
     order = last(numbers.lhs_spec)
-    return result.transpose([order.index(axis) for axis in range(rank)])
+
+    def back(cotangents: Sequence[jax.Array]) -> Sequence[jax.Array]:
+        turned = kernel.transpose(*numbers.rhs_spec[2:], *numbers.rhs_spec[:2])
+        result = lax.conv_general_dilated(
+            cotangents[0].transpose(last(numbers.out_spec)),
+            jnp.flip(turned, spatial),
+            window_strides=params["lhs_dilation"],
+            padding=padding,
+            lhs_dilation=params["window_strides"],
+            rhs_dilation=params["rhs_dilation"],
+            dimension_numbers=channels_last,
+            precision=params["precision"],
+        )
+        return [result.transpose([order.index(axis) for axis in range(rank)])]
+
+    return back

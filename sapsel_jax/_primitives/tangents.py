@@ -14,9 +14,6 @@ import jax.numpy as jnp
 
 from sapsel_jax._base.precision import wide_dtype
 
-MAX_SHIFTS = 64
-"""A convolution kernel of at most so many places is read by shifted copies of its input."""
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Label:
@@ -111,6 +108,11 @@ def untie(tangent: Tangent, shape: Sequence[int], axes: Iterable[int]) -> Tangen
     return tangent
 
 
+def untie_lost(tangent: Tangent, shape: Sequence[int], kept: Sequence[int | None]) -> Tangent:
+    """Makes the labels that are tied to axes which an operation does not keep apart directions."""
+    return untie(tangent, shape, [a for a, target in enumerate(kept) if target is None])
+
+
 def dense(tangent: Tangent, shape: tuple[int, ...], order: Sequence[Label]) -> jax.Array:
     """The tangents as one array with an axis for each label in `order` and then the variable's."""
     tangent = reorder(untie(tangent, shape, range(len(shape))), order)
@@ -121,6 +123,13 @@ def reorder(tangent: Tangent, directions: Sequence[Label]) -> Tangent:
     places = [tangent.directions.index(label) for label in directions]
     rest = range(len(places), tangent.value.ndim)
     return Tangent(tangent.value.transpose(*places, *rest), tuple(directions), tangent.tied)
+
+
+def permute(tangent: Tangent, order: Sequence[int]) -> Tangent:
+    """The axes of the variable in another order."""
+    count = len(tangent.directions)
+    value = tangent.value.transpose(*range(count), *(count + a for a in order))
+    return Tangent(value, tangent.directions, tuple(tangent.tied[a] for a in order))
 
 
 def align(

@@ -1,0 +1,112 @@
+"""Operations that move, merge, split or repeat axes: reshapes, transposes, broadcasts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from sapsel_jax._primitives.signature import Kept, Signature
+from sapsel_jax._primitives.tangents import Tangent, permute, placed, untie_lost
+
+
+def reshaped(signature: Signature, position: int, marked: Sequence[bool]) -> Kept:
+    """Axes are kept where a group of source axes becomes one target axis and all are marked."""
+    source, target = signature.shapes[position], signature.out
+    kept: Kept = [None] * len(source)
+    if 0 in source:
+        return kept
+    i = j = 0
+    while i < len(source) or j < len(target):
+        if i < len(source) and source[i] == 1:
+            i += 1  # an axis of length 1 has no place to be kept on
+            continue
+        if j < len(target) and target[j] == 1:
+            j += 1
+            continue
+        # The shortest groups of axes from here on that hold the same entries.
+        left, right = source[i], target[j]
+        group, into, i, j = [i], [j], i + 1, j + 1
+        while left != right:
+            if left < right:
+                left *= source[i]
+                group.append(i)
+                i += 1
+            else:
+                right *= target[j]
+                into.append(j)
+                j += 1
+        into = [a for a in into if target[a] != 1]
+        wide = [a for a in group if source[a] != 1]
+        if len(into) == 1 and (len(wide) == 1 or all(marked[a] for a in group)):
+            for a in group if len(wide) > 1 else wide:
+                kept[a] = into[0]
+    return kept
+
+
+def push_reshape(
+    signature: Signature, position: int, inputs: Sequence[Any], tangent: Tangent, kept: Kept
+) -> Tangent:
+    """The tangent reshaped; labels of axes that are split or merged become directions."""
+    source, shape = signature.shapes[position], signature.out
+    tangent = untie_lost(tangent, source, kept)
+    count = len(tangent.directions)
+    lead = tangent.value.shape[:count]
+    if tangent.value.shape[count:] == (1,) * len(source):
+        value = tangent.value.reshape(*lead, *(1,) * len(shape))
+    else:
+        value = jnp.broadcast_to(tangent.value, (*lead, *source)).reshape(*lead, *shape)
+    return Tangent(value, tangent.directions, placed(tangent.tied, kept, len(shape)))
+
+
+def transposed(signature: Signature, position: int, marked: Sequence[bool]) -> Kept:
+    """Every axis, at its new place."""
+    order = signature.params["permutation"]
+    return [order.index(a) for a in range(len(order))]
+
+
+def push_transpose(
+    signature: Signature, position: int, inputs: Sequence[Any], tangent: Tangent, kept: Kept
+) -> Tangent:
+    """The axes in their new order."""
+    return permute(tangent, signature.params["permutation"])
+
+
+def broadcast(signature: Signature, position: int, marked: Sequence[bool]) -> Kept:
+    """Every axis but those that are repeated."""
+    places = signature.params["broadcast_dimensions"]
+    source, target = signature.shapes[position], signature.out
+    return [b if n == target[b] else None for n, b in zip(source, places, strict=True)]
+
+
+def push_broadcast(
+    signature: Signature, position: int, inputs: Sequence[Any], tangent: Tangent, kept: Kept
+) -> Tangent:
+    """The axes at their places, with new ones of length 1: nothing changes along them."""
+    tangent = untie_lost(tangent, signature.shapes[position], kept)
+    count = len(tangent.directions)
+    sizes = [1] * len(signature.out)
+    for axis, place in enumerate(signature.params["broadcast_dimensions"]):
+        sizes[place] = tangent.value.shape[count + axis]
+    value = tangent.value.reshape(*tangent.value.shape[:count], *sizes)
+    return Tangent(value, tangent.directions, placed(tangent.tied, kept, len(signature.out)))
+
+
+def push_sum(
+    signature: Signature, position: int, inputs: Sequence[Any], tangent: Tangent, kept: Kept
+) -> Tangent:
+    """Sums plain axes; along a tied axis one place is left, so its labels become directions."""
+    source, axes = signature.shapes[position], signature.params["axes"]
+    count, value, directions = len(tangent.directions), tangent.value, tangent.directions
+    moved = [a for a in axes if tangent.tied[a]]
+    wide = list(value.shape)
+    for axis in axes:
+        wide[count + axis] = source[axis]
+    value = jnp.broadcast_to(value, wide).sum([count + a for a in axes if a not in moved])
+    rest = [a for a in range(len(source)) if a not in axes or a in moved]
+    order = [rest.index(a) for a in moved] + [rest.index(a) for a in rest if a not in moved]
+    value = value.transpose(*range(count), *(count + p for p in order))
+    labels = tuple(label for a in moved for label in tangent.tied[a])
+    lead = [label.size for label in directions + labels]
+    value = value.reshape(*lead, *value.shape[count + len(moved) :])
+    tied = tuple(tangent.tied[a] for a in range(len(source)) if a not in axes)
+    return Tangent(value, directions + labels, tied)
