@@ -4,31 +4,43 @@ This module imports nothing that takes long, so that Ctrl-C works while the othe
 """
 
 import contextlib
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 from benchmarks.tools.errors import UsageError
 
 
-class Terminated(KeyboardInterrupt):
-    """A signal other than Ctrl-C's asked the command to stop; its number is the argument."""
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP is not known everywhere
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the command to stop; its number is the argument."""
 
 
 def stop_in_order() -> None:
-    """Lets SIGTERM and SIGHUP end this process as Ctrl-C does, after it has tidied up."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # SIGHUP is not known everywhere
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+    """Lets Ctrl-C, SIGTERM and SIGHUP end this process after it has tidied up."""
+    for name in SIGNALS:
+        number = getattr(signal, name, None)
+        as_ever = (signal.SIG_DFL, signal.default_int_handler)
+        if number is not None and signal.getsignal(number) in as_ever:
             signal.signal(number, _stop)
 
 
 def finish(code: int) -> None:
     """Ends this process. Nothing is left to tidy up, so signals need not interrupt that."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name in SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if code > 128:
+        # XLA's threads may still be at work; taking the interpreter down under them can crash.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -61,7 +73,7 @@ def exit_code(work: Callable[[], None]) -> int:
         _let_go_of_output()
         return 2
     except KeyboardInterrupt as stop:
-        (number,) = stop.args if isinstance(stop, Terminated) else (signal.SIGINT,)
+        (number,) = stop.args if isinstance(stop, Stopped) else (signal.SIGINT,)
         word = "interrupted" if number == signal.SIGINT else "terminated"
         print(f"{word}; {'; '.join(_notes(stop)) or 'nothing was written'}.", file=sys.stderr)
         return 128 + number
@@ -82,4 +94,18 @@ def _let_go_of_output() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise Terminated(number)
+    if _importing(frame):
+        # An exception here could end the process inside a compiled module: ask again soon.
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
+    raise Stopped(number)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False

@@ -76,8 +76,17 @@ def flip(path):
     ("pattern", "damage", "reason"),
     [
         ("mnist-test.array_record*", flip, "Corrupted"),
-        ("mnist-test.array_record*", lambda path: os.truncate(path, 2**20), "Corrupted"),
-        ("mnist-test.array_record*", lambda path: path.write_bytes(b""), "ArrayRecord file should"),
+        # Some versions of the reader refuse a file that is cut off, others find nothing in it.
+        (
+            "mnist-test.array_record*",
+            lambda path: os.truncate(path, 2**20),
+            "(Corrupted|0 records of 10000 in test)",
+        ),
+        (
+            "mnist-test.array_record*",
+            lambda path: path.write_bytes(b""),
+            "(ArrayRecord file should|0 records of 10000 in test)",
+        ),
         ("mnist-train.array_record*", lambda path: path.unlink(), "0 records of 60000 in train"),
         (
             "dataset_info.json",
