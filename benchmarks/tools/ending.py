@@ -13,7 +13,6 @@ from types import FrameType
 
 from benchmarks.tools.errors import UsageError
 
-
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP is not known everywhere
 
 

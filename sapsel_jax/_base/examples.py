@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sapsel_jax._base.checks import batch_size, check_choice, check_count
+from sapsel_jax._base.fusion import unfused
 from sapsel_jax._base.precision import widen_floats
 from sapsel_jax._base.types import Batch
 
@@ -58,7 +59,7 @@ def one_by_one(chunk_sum: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def total(chunk: Any) -> Any:
         of_one = lambda example: chunk_sum(jax.tree.map(lambda x: x[None], example))
-        return jax.tree.map(lambda x: jnp.sum(x, 0), jax.vmap(of_one)(chunk))
+        return jax.tree.map(lambda x: jnp.sum(unfused(x), 0), jax.vmap(of_one)(chunk))
 
     return total
 

@@ -9,6 +9,7 @@ import optax
 
 from sapsel_jax._base.checks import check_count, check_float_leaves
 from sapsel_jax._base.examples import sum_over_examples
+from sapsel_jax._base.fusion import unfused
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Diagonal, Params
@@ -160,7 +161,7 @@ def probe_diagonal(
             return _probe(lambda p: scalar(p, *args), params, jax.random.fold_in(key, index))
 
         def chunk_sum(indices: jax.Array) -> Diagonal:
-            return jax.tree.map(lambda x: x.sum(0), jax.vmap(one_probe)(indices))
+            return jax.tree.map(lambda x: unfused(x).sum(0), jax.vmap(one_probe)(indices))
 
         total = sum_over_examples(
             chunk_sum, jnp.arange(num_probes), num_probes, chunk or DEFAULT_CHUNK

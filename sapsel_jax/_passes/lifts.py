@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sapsel_jax._base.fusion import unfused
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._graph.graph import Graph, Values
 from sapsel_jax._graph.sites import Use
@@ -157,7 +158,7 @@ def add_up(
     if records.moves is not None:
         result = _square_and_multiply(shape, records.moves, result, keep_examples)
     elif not keep_examples:
-        result = result.sum(0)
+        result = unfused(result).sum(0)
     return lower(graph, use, result, records.ids)
 
 
