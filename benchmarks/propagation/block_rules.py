@@ -1,46 +1,31 @@
 """What each rule of curvature propagation is worth: the same estimate with one rule taken away."""
 
-import contextlib
-import dataclasses
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
-from unittest import mock
 
 import jax
 
-from sapsel_jax._curvature import blocks as _blocks
-from sapsel_jax._curvature import propagation as _propagation
+from sapsel_jax._curvature.blocks import RULES, find_blocks
+from sapsel_jax._curvature.propagation import propagated_by
 from sapsel_jax._graph.graph import trace
 from sapsel_jax._graph.sites import find_uses
 
-
-def _general_for(rule: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Lets blocks of a rule take the general one."""
-    make = _blocks._block
-
-    def change(graph: Any, node: Any, reached: Any) -> _blocks.Block:
-        block = make(graph, node, reached)
-        return dataclasses.replace(block, rule="general") if block.rule == rule else block
-
-    return lambda: mock.patch.object(_blocks, "_block", change)
-
-
-WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "nothing": contextlib.nullcontext,
-    "regions between dominators": lambda: mock.patch.object(_blocks, "_region", return_value=[]),
-    "joining exp, sum and log or division": lambda: mock.patch.object(
-        _blocks, "_join_exponentials", lambda graph, sites: list(graph.nodes)
-    ),
-    "the root of logsumexp": _general_for("logsumexp"),
-    "the root of softmax": _general_for("softmax"),
-    "the roots of elementwise blocks": _general_for("elementwise"),
-    "the scales of products": _general_for("product"),
-    "known diagonals of noise": lambda: mock.patch.object(
-        _propagation.Signal, "alone", return_value=[]
-    ),
+WITHOUT = {
+    "nothing": "",
+    "regions between dominators": "regions",
+    "joining exp, sum and log or division": "exponentials",
+    "the root of logsumexp": "logsumexp",
+    "the root of softmax": "softmax",
+    "the roots of elementwise blocks": "elementwise",
+    "the scales of products": "product",
+    "known diagonals of noise": "diagonals",
 }
-"""What is taken away, and how."""
+"""What is taken away, and what the library calls it."""
+
+
+def propagated_without(without: str, loss_fn: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """`sap.propagated_diagonal` with one rule taken away."""
+    return propagated_by(RULES - {WITHOUT[without]}, loss_fn)
 
 
 def matters(without: str, loss_fn: Callable[..., jax.Array], params: Any, batch: Any) -> bool:
@@ -55,6 +40,5 @@ def _blocks_of(
 ) -> list[tuple[str, str]]:
     graph = trace(loss_fn, params, jax.tree.map(lambda x: x[0], batch))
     sites = [use.site for use in find_uses(graph)]
-    with WITHOUT[without]():
-        _, blocks = _blocks.find_blocks(graph, sites)
+    _, blocks = find_blocks(graph, sites, RULES - {WITHOUT[without]})
     return [(block.node.name, block.rule) for block in blocks]

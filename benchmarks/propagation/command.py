@@ -16,7 +16,7 @@ from rich.table import Table
 import sapsel_jax as sap
 from benchmarks.learning.data import is_prepared
 from benchmarks.measures.diagonals import captured, flat, gradient_equivalents, overlaps, quality
-from benchmarks.propagation.block_rules import WITHOUT, matters
+from benchmarks.propagation.block_rules import WITHOUT, matters, propagated_without
 from benchmarks.propagation.networks import NETWORKS, Trained, mlp, resnet, trained, transformer
 from benchmarks.propagation.report import draw, quality_table, report
 from benchmarks.tools.command import command_line, measured
@@ -218,10 +218,9 @@ class Propagation:
         if not matters(without, loss_fn, params, batch):
             return
         say(f"{name} without {without}")
-        with WITHOUT[without]():
-            estimate, _ = compiled(
-                sap.propagated_diagonal(loss_fn), params, batch, jax.random.key(0)
-            )
+        estimate, _ = compiled(
+            propagated_without(without, loss_fn), params, batch, jax.random.key(0)
+        )
         draws = [flat(estimate(params, batch, jax.random.key(i))) for i in range(self.seeds)]
         yield {"part": "rules", "without": without, "network": name, **quality(want, draws)}
 

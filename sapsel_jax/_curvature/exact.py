@@ -1,5 +1,6 @@
 """Exact Hessian diagonals of a loss over a batch, by the routes that `_routes` chooses."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
-from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
-from sapsel_jax._curvature.routes import Task, choose, examples_at_once
+from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
+from sapsel_jax._curvature.routes import Task, choose
 from sapsel_jax._curvature.tasks import curvature, open_cuts
 from sapsel_jax._graph.graph import Graph
 from sapsel_jax._passes.backward import pull
@@ -72,17 +73,11 @@ def exact_diagonal(
     check_options(microbatch, reduction)
 
     def diagonal(params: Params, batch: Batch, *args: Any, weights: Any = None) -> Diagonal:
-        graph, leaves, num_examples = read_loss(one_scalar(loss_fn), params, batch, args, weights)
-        routes = choose(graph)
-
-        def chunk_sum(examples: Any, w: Any) -> list[jax.Array]:
-            records_of = lambda tasks, leaves, example: _records(graph, tasks, leaves, example)
-            return sum_records(
-                graph, routes.structures, routes.tasks, records_of, leaves, examples, w
-            )
-
-        at_once = microbatch or examples_at_once(routes)
-        return over_batch(chunk_sum, batch, weights, params, num_examples, at_once, reduction)
+        loss = read_loss(one_scalar(loss_fn), params, batch, args, weights)
+        routes = choose(loss.graph)
+        records_of = functools.partial(_records, loss.graph)
+        at_once = microbatch or examples_at_once(routes.memory)
+        return loss.diagonal(routes.structures, routes.tasks, records_of, at_once, reduction)
 
     return diagonal
 

@@ -1,5 +1,6 @@
 """The empirical Fisher diagonal."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
-from sapsel_jax._curvature.hutchinson import Probed, examples_at_once, find_probed, pair
-from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
-from sapsel_jax._graph.sites import find_uses
+from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
+from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
+from sapsel_jax._graph.graph import Graph
 from sapsel_jax._passes.backward import pull
-from sapsel_jax._passes.lifts import Record, records_of_uses, structure
+from sapsel_jax._passes.lifts import Record, find_structures, records_of_uses
 
 
 def empirical_fisher_diagonal(
@@ -56,26 +57,26 @@ def empirical_fisher_diagonal(
     check_options(microbatch, reduction)
 
     def diagonal(params: Params, batch: Batch, *args: Any, weights: Any = None) -> Diagonal:
-        graph, leaves, num_examples = read_loss(one_scalar(loss_fn), params, batch, args, weights)
-        structures = {use: structure(graph, use) for use in find_uses(graph, additive=False)}
-        probed = find_probed(graph, structures)
-
-        def records_of(some: Sequence[Probed], leaves: Any, example: Any) -> list[Record]:
-            values = graph.evaluate(leaves, example)
-            output, sites = graph.outputs[0], [one.site for one in some]
-            one_more = jnp.ones_like(values[output])
-            adjoints = pull(graph, graph.after(sites), values, {output: one_more}, sites)
-            records = []
-            for one in some:
-                adjoint = adjoints[one.site]
-                result = pair(graph, one, values, adjoint, adjoint)
-                records += records_of_uses(graph, one.uses, one.is_diagonal, values, result)
-            return records
-
-        def chunk_sum(examples: Any, w: Any) -> list[jax.Array]:
-            return sum_records(graph, structures, probed, records_of, leaves, examples, w)
-
-        at_once = microbatch or examples_at_once(graph, probed)
-        return over_batch(chunk_sum, batch, weights, params, num_examples, at_once, reduction)
+        loss = read_loss(one_scalar(loss_fn), params, batch, args, weights)
+        structures = find_structures(loss.graph, additive=False)
+        probed = find_probed(loss.graph, structures)
+        records_of = functools.partial(_records, loss.graph)
+        at_once = microbatch or examples_at_once(entries_of(loss.graph, probed))
+        return loss.diagonal(structures, probed, records_of, at_once, reduction)
 
     return diagonal
+
+
+def _records(
+    graph: Graph, probed: Sequence[Probed], leaves: list[jax.Array], example: Any
+) -> list[Record]:
+    """The squared gradient of one example's loss, from the adjoints of the sites."""
+    values = graph.evaluate(leaves, example)
+    output, sites = graph.outputs[0], [one.site for one in probed]
+    unit = {output: jnp.ones_like(values[output])}
+    adjoints = pull(graph, graph.after(sites), values, unit, sites)
+    records = []
+    for one in probed:
+        result = pair(graph, one, values, adjoints[one.site], adjoints[one.site])
+        records += records_of_uses(graph, one.uses, one.is_diagonal, values, result)
+    return records

@@ -1,5 +1,6 @@
 """Gauss-Newton and Fisher diagonals, and when Gauss-Newton is the Hessian."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,17 +12,14 @@ from sapsel_jax._base.checks import check_count
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, Params
-from sapsel_jax._curvature.hutchinson import Probed, examples_at_once, find_probed, pair
-from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
-from sapsel_jax._curvature.probes import mean_of_probes
-from sapsel_jax._curvature.routes import choose_through
-from sapsel_jax._curvature.routes import examples_at_once as examples_of_routes
+from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
+from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
+from sapsel_jax._curvature.routes import Task, choose_through
 from sapsel_jax._curvature.tasks import curvature, open_cuts
-from sapsel_jax._graph.graph import tail
+from sapsel_jax._graph.graph import Graph, tail
 from sapsel_jax._graph.reach import leads_to
-from sapsel_jax._graph.sites import find_uses
 from sapsel_jax._passes.backward import pull
-from sapsel_jax._passes.lifts import Record, records_of_uses, structure
+from sapsel_jax._passes.lifts import Record, find_structures, records_of_uses
 
 
 def gauss_newton_diagonal(
@@ -75,25 +73,11 @@ def gauss_newton_diagonal(
 
     def diagonal(params: Params, batch: Batch, *args: Any, weights: Any = None) -> Diagonal:
         fn = _with_outputs(model_fn, output_loss_fn)
-        graph, leaves, num_examples = read_loss(fn, params, batch, args, weights)
-        cut = graph.outputs[1]
-        structures = {use: structure(graph, use) for use in find_uses(graph)}
-        routes = choose_through(graph, cut, structures)
-
-        def records_of(tasks: Any, leaves: Any, example: Any) -> list[Record]:
-            values = graph.evaluate(leaves, example)
-            cuts = open_cuts(graph, values, tasks)
-            records = []
-            for task in tasks:
-                result = curvature(graph, task, values, cuts, None)
-                records += records_of_uses(graph, task.uses, task.shared, values, result)
-            return records
-
-        def chunk_sum(examples: Any, w: Any) -> list[jax.Array]:
-            return sum_records(graph, structures, routes.tasks, records_of, leaves, examples, w)
-
-        at_once = microbatch or examples_of_routes(routes)
-        return over_batch(chunk_sum, batch, weights, params, num_examples, at_once, reduction)
+        loss = read_loss(fn, params, batch, args, weights)
+        routes = choose_through(loss.graph, loss.graph.outputs[1], find_structures(loss.graph))
+        records_of = functools.partial(_records, loss.graph)
+        at_once = microbatch or examples_at_once(routes.memory)
+        return loss.diagonal(routes.structures, routes.tasks, records_of, at_once, reduction)
 
     return diagonal
 
@@ -154,41 +138,53 @@ def sampled_gauss_newton_diagonal(
         params: Params, batch: Batch, key: jax.Array, *args: Any, weights: Any = None
     ) -> Diagonal:
         fn = _with_outputs(model_fn, output_loss_fn)
-        graph, leaves, num_examples = read_loss(fn, params, batch, args, weights)
-        cut = graph.outputs[1]
-        structures = {use: structure(graph, use) for use in find_uses(graph)}
+        loss = read_loss(fn, params, batch, args, weights)
+        graph, cut = loss.graph, loss.graph.outputs[1]
+        structures = find_structures(graph)
         probed = [one for one in find_probed(graph, structures) if leads_to(graph, one.site, cut)]
-        at_once = microbatch or examples_at_once(graph, probed)
-
-        def one_sample(sample: jax.Array) -> Diagonal:
-            def records_of(some: Sequence[Probed], leaves: Any, example: Any) -> list[Record]:
-                values = graph.evaluate(leaves, example[0])
-                own_key = jax.random.fold_in(jax.random.fold_in(key, example[1]), sample)
-                value = values[cut]
-                signs = jax.random.rademacher(own_key, value.shape, value.dtype)
-                product = jax.jvp(jax.grad(tail(graph, cut, values)), (value,), (signs,))[1]
-                sites = [one.site for one in some]
-                between = graph.before([cut], graph.after(sites))
-                pulled = pull(
-                    graph, between, values, {cut: jnp.stack([signs, product])}, sites, rows=True
-                )
-                records = []
-                for one in some:
-                    result = pair(graph, one, values, *pulled[one.site])
-                    records += records_of_uses(graph, one.uses, one.is_diagonal, values, result)
-                return records
-
-            def chunk_sum(examples: Any, w: Any) -> list[jax.Array]:
-                return sum_records(graph, structures, probed, records_of, leaves, examples, w)
-
-            examples = (batch, jnp.arange(num_examples))
-            return over_batch(
-                chunk_sum, examples, weights, params, num_examples, at_once, reduction
-            )
-
-        return mean_of_probes(one_sample, num_samples, return_error=False)
+        return loss.estimate(
+            structures,
+            probed,
+            functools.partial(_sampled_records, graph),
+            microbatch or examples_at_once(entries_of(graph, probed)),
+            reduction,
+            key,
+            num_samples,
+        )
 
     return diagonal
+
+
+def _records(
+    graph: Graph, tasks: Sequence[Task], leaves: list[jax.Array], example: Any
+) -> list[Record]:
+    """What the Hessian in the outputs alone says of one example."""
+    values = graph.evaluate(leaves, example)
+    cuts = open_cuts(graph, values, tasks)
+    records = []
+    for task in tasks:
+        result = curvature(graph, task, values, cuts, None)
+        records += records_of_uses(graph, task.uses, task.shared, values, result)
+    return records
+
+
+def _sampled_records(
+    graph: Graph, probed: Sequence[Probed], leaves: list[jax.Array], example: Any, key: jax.Array
+) -> list[Record]:
+    """The same by one random vector of the outputs, pulled back to every site."""
+    values, cut = graph.evaluate(leaves, example), graph.outputs[1]
+    value = values[cut]
+    signs = jax.random.rademacher(key, value.shape, value.dtype)
+    product = jax.jvp(jax.grad(tail(graph, cut, values)), (value,), (signs,))[1]
+    sites = [one.site for one in probed]
+    between = graph.before([cut], graph.after(sites))
+    both = {cut: jnp.stack([signs, product])}
+    pulled = pull(graph, between, values, both, sites, rows=True)
+    records = []
+    for one in probed:
+        result = pair(graph, one, values, *pulled[one.site])
+        records += records_of_uses(graph, one.uses, one.is_diagonal, values, result)
+    return records
 
 
 def _with_outputs(

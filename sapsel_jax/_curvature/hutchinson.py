@@ -1,24 +1,19 @@
 """Hutchinson's estimate of Hessian diagonals, with probes at the sites."""
 
-import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
-from sapsel_jax._base.precision import wide_dtype
-from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
-from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
-from sapsel_jax._curvature.probes import check_probes, mean_of_probes
-from sapsel_jax._curvature.routes import BUDGET, at_sites
-from sapsel_jax._graph.graph import Graph, Values, tail
-from sapsel_jax._graph.reach import varies
-from sapsel_jax._graph.sites import Use, find_uses
-from sapsel_jax._passes.lifts import Record, Structure, lift, records_of_uses, structure
-from sapsel_jax._primitives.tangents import contract
+from sapsel_jax._base.types import Batch, LossFn, Params
+from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
+from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
+from sapsel_jax._curvature.probes import check_probes
+from sapsel_jax._graph.graph import Graph, tail
+from sapsel_jax._passes.lifts import Record, find_structures, records_of_uses
 
 
 def hutchinson_diagonal(
@@ -83,72 +78,32 @@ def hutchinson_diagonal(
     def diagonal(
         params: Params, batch: Batch, key: jax.Array, *args: Any, weights: Any = None
     ) -> Any:
-        graph, leaves, num_examples = read_loss(one_scalar(loss_fn), params, batch, args, weights)
-        structures = {use: structure(graph, use) for use in find_uses(graph)}
-        probed = find_probed(graph, structures)
-        at_once = microbatch or examples_at_once(graph, probed)
-
-        def one_probe(probe: jax.Array) -> Diagonal:
-            def records_of(some: Any, leaves: Any, example: Any) -> list[Record]:
-                values = graph.evaluate(leaves, example[0])
-                own_key = jax.random.fold_in(jax.random.fold_in(key, example[1]), probe)
-                return _records(graph, some, values, own_key)
-
-            def chunk_sum(examples: Any, w: Any) -> list[jax.Array]:
-                return sum_records(graph, structures, probed, records_of, leaves, examples, w)
-
-            examples = (batch, jnp.arange(num_examples))
-            return over_batch(
-                chunk_sum, examples, weights, params, num_examples, at_once, reduction
-            )
-
-        return mean_of_probes(one_probe, num_probes, return_error)
+        loss = read_loss(one_scalar(loss_fn), params, batch, args, weights)
+        structures = find_structures(loss.graph)
+        probed = find_probed(loss.graph, structures)
+        return loss.estimate(
+            structures,
+            probed,
+            functools.partial(_records, loss.graph),
+            microbatch or examples_at_once(entries_of(loss.graph, probed)),
+            reduction,
+            key,
+            num_probes,
+            return_error=return_error,
+        )
 
     return diagonal
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Probed:
-    """A site and the uses that its probes serve.
-
-    Attributes:
-      number: which draw is its own.
-      site: the variable.
-      uses: all for which the diagonal at the site is enough, or one that needs more.
-      is_diagonal: which of both.
-      varying: whether its curvature differs between examples.
-    """
-
-    number: int
-    site: int
-    uses: tuple[Use, ...]
-    is_diagonal: bool
-    varying: bool
-
-
-def find_probed(graph: Graph, structures: dict[Use, Structure]) -> list[Probed]:
-    """The sites, each with its uses."""
-    return [
-        Probed(
-            number, uses[0].site, uses, structures[uses[0]].is_diagonal, varies(graph, uses[0].site)
-        )
-        for number, uses in enumerate(at_sites(structures))
-    ]
-
-
-def examples_at_once(graph: Graph, probed: Sequence[Probed]) -> int:
-    """How many examples may run at once so that temporaries stay within the budget."""
-    entries = 4 * sum(graph.size(var) for node in graph.nodes for var in node.outs)
-    for one in probed:
-        if not one.is_diagonal:
-            entries += 2 * graph.size(one.uses[0].root)
-    return max(1, BUDGET // max(entries, 1))
-
-
 def _records(
-    graph: Graph, probed: Sequence[Probed], values: Values, key: jax.Array
+    graph: Graph,
+    probed: Sequence[Probed],
+    leaves: list[jax.Array],
+    example: Any,
+    key: jax.Array,
 ) -> list[Record]:
-    records = []
+    """One probe of one example's Hessian at every site."""
+    values, records = graph.evaluate(leaves, example), []
     for one in probed:
         value = values[one.site]
         own_key = jax.random.fold_in(key, one.number)
@@ -157,13 +112,3 @@ def _records(
         result = pair(graph, one, values, signs, product)
         records += records_of_uses(graph, one.uses, one.is_diagonal, values, result)
     return records
-
-
-def pair(graph: Graph, one: Probed, values: Values, a: jax.Array, b: jax.Array) -> jax.Array:
-    """(Aᵀa) ⊙ (Aᵀb) for two vectors at a site; a ⊙ b where the site's diagonal is enough."""
-    dtype = wide_dtype(a.dtype)
-    a, b = a.astype(dtype), b.astype(dtype)
-    if one.is_diagonal:
-        return a * b
-    start, order = lift(graph, one.uses[0], values)
-    return contract([start], a, order) * contract([start], b, order)

@@ -13,10 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from sapsel_jax._base.precision import wide_dtype
-from sapsel_jax._curvature.blocks import Block, as_function
+from sapsel_jax._curvature.blocks import Block, in_variables
 from sapsel_jax._graph.graph import Graph, Values
 
 BITS = 32
+
+Operation = Callable[..., Any]
+Arrays = Sequence[jax.Array]
 
 
 class Signs:
@@ -76,31 +79,26 @@ def num_signs(graph: Graph, blocks: Sequence[Block]) -> list[int]:
 def draw(block: Block, values: Values, adjoints: Sequence[jax.Array], signs: Signs) -> list[Noise]:
     """The noise of a block at each of its noisy inputs; `adjoints` are those of its outputs."""
     points = [values[var] for var in block.noisy]
-    fn = as_function(block.node, block.noisy, values)
+    fn = in_variables(block.node, block.noisy, values)
     drawn = [signs.take(x.shape, x.dtype) for x in points]
-    if block.rule == "elementwise":
-        return [_elementwise(fn, points[0], adjoints[0], drawn[0])]
-    if block.rule == "logsumexp":
-        return [_logsumexp(fn, points[0], adjoints[0], drawn[0], block.node.params["axes"])]
-    if block.rule == "softmax":
-        return [_softmax(fn, points[0], adjoints[0], drawn[0], block.node.params["axes"])]
-    if block.rule == "product":
-        return _product(fn, points, adjoints[0], drawn)
-    return _general(block, fn, points, adjoints, drawn)
+    return DRAW[block.rule](block, fn, points, adjoints, drawn)
 
 
-def _elementwise(fn: Callable[..., Any], x: jax.Array, adjoint: jax.Array, r: jax.Array) -> Noise:
+def _elementwise(
+    block: Block, fn: Operation, points: Arrays, adjoints: Arrays, drawn: Arrays
+) -> list[Noise]:
     """√|κ| r and sign(κ) √|κ| r, with κ = g φ'' at each entry."""
+    (x,), (adjoint,), (r,) = points, adjoints, drawn
     ones = jnp.ones_like(x)
     slope = lambda y: jax.jvp(lambda z: fn(z)[0], (y,), (ones,))[1]
     bend = adjoint * jax.jvp(slope, (x,), (ones,))[1]
     first = jnp.sqrt(jnp.abs(bend)) * r
-    return Noise(Pair(first, jnp.sign(bend) * first), bend, True)
+    return [Noise(Pair(first, jnp.sign(bend) * first), bend, True)]
 
 
 def _logsumexp(
-    fn: Callable[..., Any], x: jax.Array, adjoint: jax.Array, r: jax.Array, axes: Sequence[int]
-) -> Noise:
+    block: Block, fn: Operation, points: Arrays, adjoints: Arrays, drawn: Arrays
+) -> list[Noise]:
     """A root of c (diag p − p pᵀ) times r, with the softmax p the slope of logsumexp.
 
     Of the many roots this takes the triangular one. Column k sets class k against all later ones:
@@ -108,6 +106,7 @@ def _logsumexp(
     classes share the probability a single column is left, and no error; the symmetric root
     √p ⊙ r − p (√p · r) has errors up to twice as large on trained networks.
     """
+    (x,), (adjoint,), (r,), axes = points, adjoints, drawn, block.node.params["axes"]
     (out,), back = jax.vjp(fn, x)
     (p,), (weighted,) = back([jnp.ones_like(out)]), back([adjoint])
     c = weighted.sum(axes, keepdims=True)
@@ -115,23 +114,24 @@ def _logsumexp(
     first = (jnp.sqrt(jnp.abs(c)) * root).astype(x.dtype)
     sign, diagonal = jnp.sign(c), c * p * (1 - p)
     if c.size == 1:
-        return Noise(Pair(first, None, sign.reshape(())), diagonal, True)
-    return Noise(Pair(first, sign * first), diagonal, True)
+        return [Noise(Pair(first, None, sign.reshape(())), diagonal, True)]
+    return [Noise(Pair(first, sign * first), diagonal, True)]
 
 
 def _softmax(
-    fn: Callable[..., Any], x: jax.Array, adjoint: jax.Array, r: jax.Array, axes: Sequence[int]
-) -> Noise:
+    block: Block, fn: Operation, points: Arrays, adjoints: Arrays, drawn: Arrays
+) -> list[Noise]:
     """P √|d| r and P sign(d) √|d| r with P = 1 − p 1ᵀ: the Hessian of ⟨g, softmax⟩ is P diag(d) Pᵀ.
 
     d = p ⊙ (g − p · g) is what the adjoint becomes before the softmax p.
     """
+    (x,), (adjoint,), (r,), axes = points, adjoints, drawn, block.node.params["axes"]
     (p,), back = jax.vjp(fn, x)
     (d,) = back([adjoint])
     root = jnp.sqrt(jnp.abs(d)) * r
     project = lambda y: y - p * y.sum(axes, keepdims=True)
     pair = Pair(project(root), project(jnp.sign(d) * root))
-    return Noise(pair, d * (1 - 2 * p), True)
+    return [Noise(pair, d * (1 - 2 * p), True)]
 
 
 def _multinomial_root(p: jax.Array, r: jax.Array) -> jax.Array:
@@ -157,10 +157,7 @@ def _along_one_axis(
 
 
 def _product(
-    fn: Callable[..., Any],
-    points: Sequence[jax.Array],
-    adjoint: jax.Array,
-    drawn: Sequence[jax.Array],
+    block: Block, fn: Operation, points: Arrays, adjoints: Arrays, drawn: Arrays
 ) -> list[Noise]:
     """S v and K (v / S), for a sum of products of entries of two inputs.
 
@@ -168,6 +165,7 @@ def _product(
     curvature is. As every product has the coefficient 1, the squares of all rows of K are one
     product of g² with ones.
     """
+    (adjoint,) = adjoints
     ones = [jnp.ones_like(x) for x in points]
     squares = jax.vjp(fn, *ones)[1]([jnp.square(adjoint)])
     scales = [jnp.sqrt(jnp.sqrt(square)) for square in squares]
@@ -178,11 +176,7 @@ def _product(
 
 
 def _general(
-    block: Block,
-    fn: Callable[..., Any],
-    points: Sequence[jax.Array],
-    adjoints: Sequence[jax.Array],
-    drawn: Sequence[jax.Array],
+    block: Block, fn: Operation, points: Arrays, adjoints: Arrays, drawn: Arrays
 ) -> list[Noise]:
     """s v and K v / s: one product with random signs v, and a scale s that is even in v.
 
@@ -200,6 +194,17 @@ def _general(
         Noise(Pair(scale * v, _divide(kv, scale)), v * kv if len(points) == 1 else None, False)
         for v, kv in zip(drawn, products, strict=True)
     ]
+
+
+DRAW: dict[str, Callable[[Block, Operation, Arrays, Arrays, Arrays], list[Noise]]] = {
+    "elementwise": _elementwise,
+    "logsumexp": _logsumexp,
+    "softmax": _softmax,
+    "product": _product,
+    "general": _general,
+}
+"""How the noise of a block is drawn, by its rule: from the block, its operation in the noisy
+inputs, their values, the adjoints of its outputs, and signs like the values."""
 
 
 def _divide(x: jax.Array, scale: jax.Array) -> jax.Array:

@@ -1,5 +1,10 @@
-"""From what single examples say of the uses of leaves to a diagonal over a batch."""
+"""From what single examples say of the uses of leaves to a diagonal over a batch.
 
+Every diagonal of a loss has this skeleton: the loss is read once, as a graph; some jobs are done
+for each example; their records are summed, chunk by chunk.
+"""
+
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -9,10 +14,14 @@ import jax.numpy as jnp
 from sapsel_jax._base.checks import check_float_leaves
 from sapsel_jax._base.examples import count_examples, reduce_sum, sum_over_examples
 from sapsel_jax._base.precision import wide_dtype
-from sapsel_jax._base.types import Batch, Params
+from sapsel_jax._base.types import Batch, Diagonal, Params
+from sapsel_jax._curvature.probes import mean_of_probes
 from sapsel_jax._graph.graph import Graph, trace
 from sapsel_jax._graph.sites import Use
 from sapsel_jax._passes.lifts import Record, Structure, add_up
+
+BUDGET = 2**22
+"""Entries that the temporaries of one chunk of examples should hold: 16 MB in float32."""
 
 
 class Job(Protocol):
@@ -32,19 +41,83 @@ class Job(Protocol):
 Records = Callable[[Sequence[Any], list[jax.Array], Any], list[Record]]
 """`(jobs, leaves, example) -> one record for each use of each job`."""
 
+KeyedRecords = Callable[[Sequence[Any], list[jax.Array], Any, jax.Array], list[Record]]
+"""`(jobs, leaves, example, key)`, with a key for this example and probe alone."""
+
+
+def examples_at_once(entries: float, budget: int = BUDGET) -> int:
+    """How many examples may run at once, if one has temporaries of so many entries."""
+    return max(1, int(budget / max(entries, 1)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BatchLoss:
+    """The loss of one example as a graph, and the batch to sum over."""
+
+    graph: Graph
+    params: Params
+    batch: Batch
+    weights: jax.Array | None
+    num_examples: int
+
+    def diagonal(
+        self,
+        structures: dict[Use, Structure],
+        jobs: Sequence[Job],
+        records_of: Records,
+        at_once: int,
+        reduction: str,
+    ) -> Diagonal:
+        """The sum of records, at most `at_once` examples at a time, shaped like the parameters."""
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(self.params)]
+        total = sum_over_examples(
+            lambda chunk: _sum_records(self.graph, structures, jobs, records_of, leaves, *chunk),
+            (self.batch, self.weights),
+            self.num_examples,
+            at_once,
+        )
+        tree = jax.tree.structure(self.params)
+        return tree.unflatten(reduce_sum(total, self.num_examples, self.weights, reduction))
+
+    def estimate(
+        self,
+        structures: dict[Use, Structure],
+        jobs: Sequence[Job],
+        records_of: KeyedRecords,
+        at_once: int,
+        reduction: str,
+        key: jax.Array,
+        num_probes: int,
+        *,
+        return_error: bool = False,
+        probes_at_once: int = 1,
+    ) -> Any:
+        """The mean of such sums over probes, whose draws belong to examples by their numbers."""
+        numbered = dataclasses.replace(self, batch=(self.batch, jnp.arange(self.num_examples)))
+
+        def one_probe(probe: jax.Array) -> Diagonal:
+            def keyed(some: Sequence[Any], leaves: list[jax.Array], example: Any) -> list[Record]:
+                own_key = jax.random.fold_in(jax.random.fold_in(key, example[1]), probe)
+                return records_of(some, leaves, example[0], own_key)
+
+            return numbered.diagonal(structures, jobs, keyed, at_once, reduction)
+
+        return mean_of_probes(one_probe, num_probes, return_error, probes_at_once)
+
 
 def read_loss(
     fn: Callable[..., Any], params: Params, batch: Batch, args: Sequence[Any], weights: Any
-) -> tuple[Graph, list[jax.Array], int]:
-    """Checks the arguments; returns the graph, the leaves and the number of examples."""
+) -> BatchLoss:
+    """Checks the arguments and reads the loss of one example."""
     check_float_leaves("params", params)
     num_examples = count_examples(batch, weights)
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
     first = jax.tree.map(lambda x: x[0], batch)
-    return trace(lambda p, example: fn(p, example, *args), params, first), leaves, num_examples
+    graph = trace(lambda p, example: fn(p, example, *args), params, first)
+    weights = None if weights is None else jnp.asarray(weights)
+    return BatchLoss(graph, params, batch, weights, num_examples)
 
 
-def sum_records(
+def _sum_records(
     graph: Graph,
     structures: dict[Use, Structure],
     jobs: Sequence[Job],
@@ -72,22 +145,3 @@ def sum_records(
             part = add_up(graph, use, structures[use], one, w)
             total[use.leaf] += part.astype(total[use.leaf].dtype)
     return total
-
-
-def over_batch(
-    chunk_sum: Callable[[Any, Any], list[jax.Array]],
-    examples: Any,
-    weights: Any,
-    params: Params,
-    num_examples: int,
-    microbatch: int,
-    reduction: str,
-) -> Params:
-    """Sums chunks of at most `microbatch` examples into a tree shaped like the parameters."""
-    if weights is not None:
-        weights = jnp.asarray(weights)
-    total = sum_over_examples(
-        lambda chunk: chunk_sum(*chunk), (examples, weights), num_examples, microbatch
-    )
-    tree = jax.tree.structure(params)
-    return tree.unflatten(reduce_sum(total, num_examples, weights, reduction))

@@ -1,7 +1,7 @@
 """Curvature propagation: the whole Hessian diagonal estimated by one backward pass."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import jax
@@ -10,15 +10,21 @@ import jax.numpy as jnp
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.precision import wide_dtype
-from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
-from sapsel_jax._curvature.blocks import Block, as_function, find_blocks
+from sapsel_jax._base.types import Batch, LossFn, Params
+from sapsel_jax._curvature.blocks import RULES, Block, find_blocks, in_variables
 from sapsel_jax._curvature.noise import Noise, Pair, Signs, draw, num_signs
-from sapsel_jax._curvature.over_examples import over_batch, read_loss, sum_records
-from sapsel_jax._curvature.probes import check_probes, mean_of_probes
+from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
+from sapsel_jax._curvature.probes import check_probes
 from sapsel_jax._graph.graph import Graph, Values
 from sapsel_jax._graph.reach import varies
-from sapsel_jax._graph.sites import Use, find_uses
-from sapsel_jax._passes.lifts import Record, Structure, lift, records_of_uses, structure
+from sapsel_jax._graph.sites import Use
+from sapsel_jax._passes.lifts import (
+    Record,
+    Structure,
+    find_structures,
+    lift,
+    records_of_uses,
+)
 from sapsel_jax._primitives.tangents import Label, Tangent, contract
 
 BUDGET = 2**24
@@ -88,55 +94,73 @@ def propagated_diagonal(
       Array([[0.25, 0.25],
              [1.  , 1.  ]], dtype=float32)
     """
+    return propagated_by(
+        RULES,
+        loss_fn,
+        num_probes=num_probes,
+        microbatch=microbatch,
+        reduction=reduction,
+        return_error=return_error,
+    )
+
+
+def propagated_by(
+    rules: Set[str],
+    loss_fn: LossFn,
+    *,
+    num_probes: int = 1,
+    microbatch: int | None = None,
+    reduction: str = "mean",
+    return_error: bool = False,
+) -> Callable[..., Any]:
+    """`propagated_diagonal` with some of its rules alone."""
     check_probes(num_probes, return_error)
     check_options(microbatch, reduction)
 
     def diagonal(
         params: Params, batch: Batch, key: jax.Array, *args: Any, weights: Any = None
     ) -> Any:
-        graph, leaves, num_examples = read_loss(one_scalar(loss_fn), params, batch, args, weights)
-        structures = {use: structure(graph, use) for use in find_uses(graph)}
-        passes = _plan(graph, structures)
+        loss = read_loss(one_scalar(loss_fn), params, batch, args, weights)
+        structures = find_structures(loss.graph)
         probes_at_once = 1 if microbatch else min(PROBES_AT_ONCE, num_probes)
-        at_once = microbatch or max(1, examples_at_once(graph, structures) // probes_at_once)
-
-        def one_probe(probe: jax.Array) -> Diagonal:
-            def records_of(some: Any, leaves: Any, example: Any) -> list[Record]:
-                own_key = jax.random.fold_in(jax.random.fold_in(key, example[1]), probe)
-                (one,) = some
-                return one.records(leaves, example[0], own_key)
-
-            def chunk_sum(examples: Any, w: Any) -> list[jax.Array]:
-                return sum_records(graph, structures, passes, records_of, leaves, examples, w)
-
-            examples = (batch, jnp.arange(num_examples))
-            return over_batch(
-                chunk_sum, examples, weights, params, num_examples, at_once, reduction
-            )
-
-        return mean_of_probes(one_probe, num_probes, return_error, probes_at_once)
+        fitting = examples_at_once(_entries(loss.graph, structures), BUDGET)
+        return loss.estimate(
+            structures,
+            _plan(loss.graph, structures, rules),
+            lambda some, leaves, example, own_key: some[0].records(leaves, example, own_key),
+            microbatch or max(1, fitting // probes_at_once),
+            reduction,
+            key,
+            num_probes,
+            return_error=return_error,
+            probes_at_once=probes_at_once,
+        )
 
     return diagonal
 
 
-def examples_at_once(graph: Graph, structures: dict[Use, Structure]) -> int:
-    """How many examples may run at once so that temporaries stay within the budget."""
+def _entries(graph: Graph, structures: dict[Use, Structure]) -> int:
+    """How many entries the temporaries of one example have."""
     entries = 4 * sum(graph.size(var) for node in graph.nodes for var in node.outs)
     for found in structures.values():
         entries += math.prod(found.tangent.value.shape)
         if not found.is_diagonal:
             entries += 2 * math.prod(label.size for label in found.order)
-    return max(1, BUDGET // max(entries, 1))
+    return entries
 
 
-def _plan(graph: Graph, structures: dict[Use, Structure]) -> list["Propagation"]:
+def _plan(
+    graph: Graph, structures: dict[Use, Structure], rules: Set[str] = RULES
+) -> list["Propagation"]:
     """One pass for sites whose curvature varies between examples, one for the others."""
     passes = []
     for varying in (True, False):
         uses = tuple(use for use in structures if varies(graph, use.site) == varying)
         if uses:
-            blocked, blocks = find_blocks(graph, [use.site for use in uses])
-            passes.append(Propagation(blocked, blocks, uses, structures, varying))
+            blocked, blocks = find_blocks(graph, [use.site for use in uses], rules)
+            passes.append(
+                Propagation(blocked, blocks, uses, structures, varying, "diagonals" in rules)
+            )
     return passes
 
 
@@ -166,6 +190,7 @@ class Propagation:
         uses: tuple[Use, ...],
         structures: dict[Use, Structure],
         varying: bool,
+        diagonals: bool,
     ) -> None:
         """Takes a graph of blocks, and the uses whose sites the signals are for."""
         if any(block.node.name == "while" for block in blocks):
@@ -174,7 +199,7 @@ class Propagation:
                 "derivative; write it as `jax.lax.scan` or `jax.lax.fori_loop` with fixed bounds."
             )
         self.graph, self.blocks, self.uses = graph, blocks, uses
-        self.structures, self.varying = structures, varying
+        self.structures, self.varying, self.diagonals = structures, varying, diagonals
         self.num_signs = num_signs(graph, blocks)
         self.bends: set[int] = set()
         """The variables whose adjoints the noise of earlier blocks depends on."""
@@ -227,6 +252,8 @@ class Propagation:
             if block.noisy:
                 given = [adjoints[v] if v in adjoints else zero(v) for v in outs]
                 noise = draw(block, values, given, signs)
+                if not self.diagonals:
+                    noise = [Noise(one.pair, None, False) for one in noise]
             else:
                 noise = []
             self._pull(block, outs, values, adjoints, signals)
@@ -261,7 +288,7 @@ class Propagation:
         if not rows:
             return
         points = [values[var] for var in block.moving]
-        back = jax.vjp(as_function(block.node, block.moving, values), *points)[1]
+        back = jax.vjp(in_variables(block.node, block.moving, values), *points)[1]
         zero = lambda var: jnp.zeros_like(values[var])
         given = [
             [row[var].astype(values[var].dtype) if var in row else zero(var) for var in outs]

@@ -7,15 +7,15 @@ Work is counted in floating-point operations per example, an entry of an element
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence, Set
+from typing import Literal, NamedTuple
 
 from sapsel_jax._graph.affine import has_forward_rule
 from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.graph import Graph, Node
 from sapsel_jax._graph.reach import bending, leading_to, leads_to, varies
-from sapsel_jax._graph.sites import Use, find_uses
-from sapsel_jax._passes.lifts import Structure, structure
+from sapsel_jax._graph.sites import Use
+from sapsel_jax._passes.lifts import Structure, by_site, find_structures
 from sapsel_jax._primitives.tangents import Label, Tangent, labels_of, placed, unit_tangents
 
 ELEMENTWISE_WORK = 8
@@ -26,8 +26,6 @@ MAX_CUT = 256
 """A cut of more entries is not considered."""
 MAX_CUTS = 8
 """So many cuts of a site are compared, the smallest, and of those the last."""
-BUDGET = 2**22
-"""Entries that the temporaries of one chunk of examples should hold: 16 MB in float32."""
 MOST = 2**24
 """Entries that those of a single example may hold; more directions than that run in chunks."""
 
@@ -50,6 +48,8 @@ class Task:
       work: floating-point operations per example, but for what tasks with the same cut share.
       memory: entries of temporaries per example.
       chunk: how many directions run at once; None for all.
+      nodes: the operations that tangents are pushed through.
+      ends: those of them that tangents go no further than.
     """
 
     site: int
@@ -62,6 +62,8 @@ class Task:
     work: float
     memory: float
     chunk: int | None
+    nodes: Sequence[Node]
+    ends: Set[Node]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,23 +86,44 @@ class Routes:
     memory: float
 
 
-def at_sites(structures: dict[Use, Structure]) -> list[tuple[Use, ...]]:
-    """Uses of which curvature at the site is enough, by site; the others one by one."""
-    groups: dict[int, list[Use]] = {}
-    alone = []
-    for use, found in structures.items():
-        if found.is_diagonal:
-            groups.setdefault(use.site, []).append(use)
-        else:
-            alone.append((use,))
-    return [*map(tuple, groups.values()), *alone]
+class Option(NamedTuple):
+    """One way to the curvature of a site.
+
+    Attributes:
+      total: its work, with what it needs of what tasks with the same cut share.
+      work: without that.
+      memory: entries of temporaries per example.
+      way: as of a `Task`, like all that follows.
+      cut: see `Task`.
+      nodes: see `Task`.
+      ends: see `Task`.
+    """
+
+    total: float
+    work: float
+    memory: float
+    way: Way
+    cut: int | None
+    nodes: Sequence[Node] = ()
+    ends: Set[Node] = frozenset()
+
+
+def rows_of_cuts(tasks: Iterable[Task]) -> dict[int, list[int]]:
+    """The cuts of some tasks, each with the sites that rows are pulled back to."""
+    sites: dict[int, list[int]] = {}
+    for task in tasks:
+        if task.cut is not None:
+            pulled = sites.setdefault(task.cut, [])
+            if task.way == "rows":
+                pulled.append(task.site)
+    return sites
 
 
 def choose(graph: Graph) -> Routes:
     """The uses of all leaves and the cheapest task for each."""
-    structures = {use: structure(graph, use) for use in find_uses(graph)}
+    structures = find_structures(graph)
     finder = _Finder(graph)
-    groups = at_sites(structures)
+    groups = by_site(structures)
     tasks = [finder.cheapest(uses, structures) for uses in groups]
     finder.pay_for(tasks)  # what one task has to compute is free for the others
     tasks = [finder.cheapest(uses, structures) for uses in groups]
@@ -114,16 +137,11 @@ def choose_through(graph: Graph, cut: int, structures: dict[Use, Structure]) -> 
     finder = _Finder(graph)
     tasks = [
         finder.through(uses, structures, cut)
-        for uses in at_sites(structures)
+        for uses in by_site(structures)
         if leads_to(graph, uses[0].site, cut)
     ]
     shared_work = finder.pay_for(tasks) + finder.gradient
     return Routes(tuple(tasks), structures, shared_work, finder.gradient, finder.memory(tasks))
-
-
-def examples_at_once(routes: Routes) -> int:
-    """How many examples may run at once so that temporaries stay within the budget."""
-    return max(1, int(BUDGET / max(routes.memory, 1.0)))
 
 
 class _Finder:
@@ -147,13 +165,7 @@ class _Finder:
     def pay_for(self, tasks: Iterable[Task]) -> float:
         """Notes what the cuts of these tasks need, and returns its work."""
         graph, total = self.graph, 0.0
-        pulled: dict[int, list[int]] = {}
-        for task in tasks:
-            if task.cut is not None:
-                sites = pulled.setdefault(task.cut, [])
-                if task.way == "rows":
-                    sites.append(task.site)
-        for cut, sites in pulled.items():
+        for cut, sites in rows_of_cuts(tasks).items():
             between = graph.before([cut], graph.after(sites)) if sites else []
             self.paid[cut] = {*sites, *(var for node in between for var in node.outs)}
             total += self.hessian(cut) + graph.size(cut) * sum(map(self.back, between))
@@ -169,22 +181,21 @@ class _Finder:
         start, shared = self._start(uses, structures)
         after = graph.after([site])
         bends = bending(graph, site, after)
-        options = []
+        options: list[Option] = []
         if all(has_forward_rule(graph, node) for node in after):
-            near, _ = leading_to(graph, bends, after)
-            options.append(self._forward(site, start, near, None))
+            options.append(self._forward(site, start, *leading_to(graph, bends, after), None))
         else:
             work = PRODUCT_WORK * _count(start) * sum(map(self.work, after))
             memory = _count(start) * _largest(graph, after)
-            options.append((work, work, memory, None, "products"))
+            options.append(Option(work, work, memory, "products", None))
         for cut in self._cuts(site, bends):
             between = graph.before([cut], after)
             if all(has_forward_rule(graph, node) for node in between):
-                options.append(self._forward(site, start, between, cut))
-            near, _ = leading_to(graph, bends, between)
+                options.append(self._forward(site, start, between, frozenset(), cut))
+            near, ends = leading_to(graph, bends, between)
             if all(has_forward_rule(graph, node) for node in near):
-                options.append(self._rows(site, start, shared, between, cut, near))
-        return self._task(uses, start, shared, min(options, key=lambda option: option[0]))
+                options.append(self._rows(site, start, shared, between, cut, near, ends))
+        return self._task(uses, start, shared, min(options, key=lambda option: option.total))
 
     def _cuts(self, site: int, bends: Sequence[Node]) -> list[int]:
         """The cuts of a site that are worth comparing: small, with something bent behind."""
@@ -198,10 +209,10 @@ class _Finder:
         graph, site = self.graph, uses[0].site
         start, shared = self._start(uses, structures)
         between = graph.before([cut], graph.after([site]))
-        options = [self._rows(site, start, shared, between, cut, [])]
+        options = [self._rows(site, start, shared, between, cut, (), frozenset())]
         if all(has_forward_rule(graph, node) for node in between):
-            options.append(self._forward(site, start, between, cut))
-        return self._task(uses, start, shared, min(options, key=lambda option: option[0]))
+            options.append(self._forward(site, start, between, frozenset(), cut))
+        return self._task(uses, start, shared, min(options, key=lambda option: option.total))
 
     def _start(
         self, uses: tuple[Use, ...], structures: dict[Use, Structure]
@@ -212,8 +223,13 @@ class _Finder:
         return structures[uses[0]].tangent, False
 
     def _forward(
-        self, site: int, start: Tangent, nodes: Sequence[Node], cut: int | None
-    ) -> tuple[float, float, float, int | None, Way]:
+        self,
+        site: int,
+        start: Tangent,
+        nodes: Sequence[Node],
+        ends: Set[Node],
+        cut: int | None,
+    ) -> Option:
         own, memory = self._follow(site, start, nodes)
         shared_work = 0.0
         if cut is not None:
@@ -221,7 +237,7 @@ class _Finder:
             own += 2.0 * _count(start) * size * size
             memory = max(memory, _count(start) * size)
             shared_work = 0.0 if cut in self.paid else self.hessian(cut)
-        return own + shared_work, own, memory, cut, "forward"
+        return Option(own + shared_work, own, memory, "forward", cut, nodes, ends)
 
     def _rows(
         self,
@@ -231,7 +247,8 @@ class _Finder:
         between: Sequence[Node],
         cut: int,
         near: Sequence[Node],
-    ) -> tuple[float, float, float, int | None, Way]:
+        ends: Set[Node],
+    ) -> Option:
         graph, size = self.graph, self.graph.size(cut)
         own, memory = self._follow(site, start, near)
         own += 2.0 * size * size * _count(start)
@@ -241,24 +258,29 @@ class _Finder:
         if site not in self.paid.get(cut, ()):
             shared_work += size * sum(map(self.back, between))
         memory = max(memory, size * max(_largest(graph, between), _count(start)))
-        return own + shared_work, own, memory, cut, "rows"
+        return Option(own + shared_work, own, memory, "rows", cut, near, ends)
 
-    def _task(
-        self,
-        uses: tuple[Use, ...],
-        start: Tangent,
-        shared: bool,
-        option: tuple[float, float, float, int | None, Way],
-    ) -> Task:
-        _, work, memory, cut, way = option
-        site, count, chunk = uses[0].site, _count(start), None
-        if memory > MOST and way == "forward":
+    def _task(self, uses: tuple[Use, ...], start: Tangent, shared: bool, option: Option) -> Task:
+        site, count, memory, chunk = uses[0].site, _count(start), option.memory, None
+        if memory > MOST and option.way == "forward":
             chunk = max(1, int(count * MOST / memory))
             memory = memory * chunk / count
         # The sums over examples: each entry of a leaf once.
-        work += sum(2.0 * self.graph.size(self.graph.leaves[use.leaf]) for use in uses)
-        varying = varies(self.graph, site)
-        return Task(site, uses, shared, varying, count, cut, way, work, memory, chunk)
+        sums = sum(2.0 * self.graph.size(self.graph.leaves[use.leaf]) for use in uses)
+        return Task(
+            site=site,
+            uses=uses,
+            shared=shared,
+            varying=varies(self.graph, site),
+            num_entries=count,
+            cut=option.cut,
+            way=option.way,
+            work=option.work + sums,
+            memory=memory,
+            chunk=chunk,
+            nodes=option.nodes,
+            ends=option.ends,
+        )
 
     def back(self, node: Node) -> float:
         """The work of pulling one cotangent back to one input of an operation."""

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._curvature.basis import diagonal_by_products
-from sapsel_jax._curvature.routes import Task
-from sapsel_jax._graph.graph import Graph, Node, Values, tail
-from sapsel_jax._graph.reach import bending, leading_to
+from sapsel_jax._curvature.routes import Task, rows_of_cuts
+from sapsel_jax._graph.graph import Graph, Values, tail
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.forward import spread
 from sapsel_jax._passes.lifts import lift
@@ -48,13 +47,7 @@ class Cut:
 
 def open_cuts(graph: Graph, values: Values, tasks: Iterable[Task]) -> dict[int, Cut]:
     """The cuts that some tasks go through."""
-    sources: dict[int, list[int]] = {}
-    for task in tasks:
-        if task.cut is not None:
-            sites = sources.setdefault(task.cut, [])
-            if task.way == "rows":
-                sites.append(task.site)
-    return {cut: Cut(graph, values, cut, sites) for cut, sites in sources.items()}
+    return {cut: Cut(graph, values, cut, sites) for cut, sites in rows_of_cuts(tasks).items()}
 
 
 def curvature(
@@ -82,22 +75,14 @@ def curvature(
         output = tail(graph, task.site, values)
         along = diagonal_by_products(output, values[task.site], directions)
         return along.reshape([label.size for label in order])
-    nodes, ends = graph.after([task.site]), set()
-    if task.cut is not None:
-        nodes = graph.before([task.cut], nodes)
-    if task.cut is None or task.way == "rows":
-        bends = [] if adjoints is None else bending(graph, task.site, nodes)
-        nodes, ends = leading_to(graph, bends, nodes)
     cut = None if task.cut is None else cuts[task.cut]
-    run = lambda start, order: _along(graph, task, nodes, ends, values, cut, adjoints, start, order)
+    run = lambda start, order: _along(graph, task, values, cut, adjoints, start, order)
     return run(start, order) if task.chunk is None else _in_chunks(graph, task, start, order, run)
 
 
 def _along(
     graph: Graph,
     task: Task,
-    nodes: Sequence[Node],
-    ends: set[Node],
     values: Values,
     cut: Cut | None,
     adjoints: Values | None,
@@ -107,7 +92,7 @@ def _along(
     """What is met on the way to the cut, or to the end, and what follows the cut."""
     sizes = [label.size for label in order]
     tangents = {task.site: start}
-    total = spread(graph, nodes, values, tangents, adjoints, order, ends)
+    total = spread(graph, task.nodes, values, tangents, adjoints, order, task.ends)
     if cut is None or task.cut is None:
         return jnp.broadcast_to(total, sizes)
     if task.way == "forward":

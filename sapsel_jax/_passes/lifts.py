@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from sapsel_jax._base.fusion import unfused
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._graph.graph import Graph, Values
-from sapsel_jax._graph.sites import Use
+from sapsel_jax._graph.sites import Use, find_uses
 from sapsel_jax._passes.forward import spread
 from sapsel_jax._primitives.lookups import rows_read
 from sapsel_jax._primitives.tangents import Label, Tangent, arrange, labels_of, unit_tangents
@@ -111,6 +111,23 @@ def structure(graph: Graph, use: Use) -> Structure:
     axes = zip(tangent.tied, graph.shape(use.site), strict=True)
     is_diagonal = all(labels or size == 1 for labels, size in axes)
     return Structure(tangent, order, is_diagonal)
+
+
+def find_structures(graph: Graph, *, additive: bool = True) -> dict[Use, Structure]:
+    """Every use of every leaf, with the structure of its lift."""
+    return {use: structure(graph, use) for use in find_uses(graph, additive=additive)}
+
+
+def by_site(structures: dict[Use, Structure]) -> list[tuple[Use, ...]]:
+    """Uses of which curvature at the site is enough, by site; the others one by one."""
+    groups: dict[int, list[Use]] = {}
+    alone = []
+    for use, found in structures.items():
+        if found.is_diagonal:
+            groups.setdefault(use.site, []).append(use)
+        else:
+            alone.append((use,))
+    return [*map(tuple, groups.values()), *alone]
 
 
 @jax.tree_util.register_dataclass
