@@ -12,6 +12,8 @@ import numpy as np
 from jax import lax
 
 Shape = tuple[int, ...]
+STEP = 1e-3
+"""Operations are smooth within such a distance of their points, in all inputs together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ def shapes(min_rank: int = 0, max_rank: int = 3, max_size: int = 3) -> st.Search
 
 
 def values(draw: Any, *shapes: Shape, low: float = 0.2, high: float = 0.9) -> tuple[Any, ...]:
-    """Entries that differ from each other, so that no maximum is taken twice."""
+    """Entries of a grid, each taken once: the largest stays the largest after a step."""
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     total = sum(math.prod(shape) for shape in shapes)
     entries = rng.permutation(np.linspace(low, high, total) if total else np.zeros(0))
@@ -379,12 +381,17 @@ def clamps(draw: Any) -> Operation:
     shape = draw(shapes())
     low, high = (shape if draw(st.booleans()) else () for _ in range(2))
 
+    inputs = values(draw, low, shape, high)
+    grid = 0.7 / max(sum(x.size for x in inputs) - 1, 1)
+    # A third off the grid, so that no two of lower bound, entry and upper bound are the same.
+    apart = (0.3 // grid + 1 / 3) * grid
+
     def fn(a: Any, x: Any, b: Any) -> Any:
         # JAX has no derivative in a bound that is a number for a whole array.
         a, b = (y if y.shape == x.shape else lax.stop_gradient(y) for y in (a, b))
-        return lax.clamp(a - 0.3, x, b + 0.3)
+        return lax.clamp(a - apart, x, b + apart)
 
-    return Operation(fn, values(draw, low, shape, high))
+    return Operation(fn, inputs)
 
 
 def elementwise(
@@ -417,7 +424,8 @@ UNARY = (
     lambda x: lax.reduce_precision(x, 11, 52),
 )
 BINARY = (
-    *(lax.add, lax.sub, lax.mul, lax.div, lax.max, lax.min, lax.pow, lax.atan2, lax.rem),
+    *(lax.add, lax.sub, lax.mul, lax.div, lax.max, lax.min, lax.pow, lax.atan2),
+    lambda x, y: lax.rem(2 + 0.7 * x, 0.9 + 0.1 * y),  # the quotient is never near a whole number
     lambda x, y: lax.igamma(lax.stop_gradient(x), y),
     lambda x, y: lax.igammac(lax.stop_gradient(x), y),
 )
