@@ -50,7 +50,6 @@ class Problem(NamedTuple):
     """The share of the entries that a mask selects."""
     seed: int
 
-    @property
     def about(self) -> tuple[Split, float]:
         """What is to be learned of the poisoned examples, and its weight.
 
@@ -77,7 +76,6 @@ class Problem(NamedTuple):
         """Examples that curvature is measured on."""
         return curvature_examples(self.budget)
 
-    @property
     def material(self) -> Material:
         """What `methods` selects from."""
         return Material(
@@ -89,7 +87,6 @@ class Problem(NamedTuple):
             key=jax.random.key(self.seed),
         )
 
-    @property
     def changes(self) -> tuple[Any, Any | None]:
         """A sample of the originals and of their corrections, weighted to stand for all of them."""
         weight = len(self.original.labels) / self.num_gradient
@@ -137,12 +134,12 @@ def _top_newton_steps(change: Any, diagonal: Any, fraction: float) -> Any:
 
 
 def _newton_step(problem: Problem) -> Any:
-    original, corrected = problem.changes
+    original, corrected = problem.changes()
     change = mean_gradient(problem.model, problem.params, original)
     if corrected is not None:
         right = mean_gradient(problem.model, problem.params, corrected)
         change = optax.tree.sub(right, change)
-    return _top_newton_steps(change, diagonal(problem.material), problem.fraction)
+    return _top_newton_steps(change, diagonal(problem.material()), problem.fraction)
 
 
 @jax.jit
@@ -151,9 +148,9 @@ def _decrease_of(gradient: Any, diagonal: Any) -> Any:
 
 
 def _decrease(problem: Problem) -> Any:
-    about = as_batch(problem.sample(problem.about[0], problem.num_changed, 6))
+    about = as_batch(problem.sample(problem.about()[0], problem.num_changed, 6))
     gradient = mean_gradient(problem.model, problem.params, about)
-    return _decrease_of(gradient, diagonal(problem.material))
+    return _decrease_of(gradient, diagonal(problem.material()))
 
 
 def _layer(path: str, leaf: Any) -> str:
@@ -186,7 +183,7 @@ def _per_unit(
 SELECTIONS = {
     name: Selection(
         method.summary,
-        lambda problem, method=method: method.select(problem.material),
+        lambda problem, method=method: method.select(problem.material()),
         _material_gradients(name),
     )
     for name, method in METHODS.items()
@@ -210,12 +207,12 @@ SELECTIONS = {
         _curvature_and_change_gradients,
     ),
     "sharpest_per_unit": _per_unit(
-        "those of largest curvature", lambda p: sharpness(p.material), _curvature_gradients
+        "those of largest curvature", lambda p: sharpness(p.material()), _curvature_gradients
     ),
     "saliency_per_unit": _per_unit(
         "those with the largest gradient on the poisoned examples, as GPS selects",
-        lambda p: saliency(p.material),
+        lambda p: saliency(p.material()),
         lambda p: p.num_gradient,
     ),
-    "random_per_unit": _per_unit("random ones", lambda p: chance(p.material), lambda p: 0),
+    "random_per_unit": _per_unit("random ones", lambda p: chance(p.material()), lambda p: 0),
 }

@@ -89,7 +89,7 @@ Parts = Callable[[Problem, Trial], list[tuple[Split, float, float]]]
 
 
 def _corrective(problem: Problem, trial: Trial) -> list[tuple[Split, float, float]]:
-    return [(*problem.about, 0.5), (problem.retained, 1.0, 0.5)]
+    return [(*problem.about(), 0.5), (problem.retained, 1.0, 0.5)]
 
 
 def _relabelled(problem: Problem, trial: Trial) -> list[tuple[Split, float, float]]:
@@ -161,7 +161,7 @@ def _first(*, summary: str, selection: str) -> Procedure:
 
     def run(problem: Problem, mask: Any, budget: int, trial: Trial) -> tuple[Any, int]:
         size = len(problem.data.labels)
-        args = (problem.model, problem.params, mask, *problem.changes, size, trial["step_size"])
+        args = (problem.model, problem.params, mask, *problem.changes(), size, trial["step_size"])
         return first_order_step(*args, microbatch=MICROBATCH), problem.num_changed
 
     chosen = SELECTIONS[selection]
@@ -183,7 +183,7 @@ def _second(*, summary: str, selection: str) -> Procedure:
             problem.model,
             problem.params,
             mask,
-            *problem.changes,
+            *problem.changes(),
             data,
             len(problem.data.labels),
             trial["damping"],

@@ -31,7 +31,7 @@ MODELS = {
     "last": lambda v, x: rms(jnp.tanh(x @ v)[..., None] * 2)[..., 0] + x @ v,
     "softmax": lambda v, x: (jax.nn.softmax(x[None] @ v) @ EMBEDDING.astype(x.dtype))[0],
     "attention": lambda v, x: (jax.nn.softmax((x @ v)[None] @ (x @ v).T) @ x)[0],
-    "stack": lambda v, x: sum(rms(jnp.tanh(x)[None] @ (v + i)) for i in range(2))[0],
+    "stack": lambda v, x: (rms(jnp.tanh(x)[None] @ v) + rms(jnp.tanh(x)[None] @ (v + 1)))[0],
     "gated": lambda v, x: ((jnp.tanh(x)[None] @ v) * jax.nn.sigmoid(x[None] @ v))[0],
 }
 OUTPUT_LOSSES = {
