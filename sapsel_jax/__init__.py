@@ -31,6 +31,7 @@ from sapsel_jax._selection.masks import (
 )
 from sapsel_jax._selection.scores import (
     score_brain_damage,
+    score_change,
     score_decrease,
     score_fisher_ratio,
     score_flattest,
@@ -41,6 +42,7 @@ from sapsel_jax._selection.scores import (
     score_sharpest,
 )
 from sapsel_jax._selection.units import select_top_fraction_per_unit, select_top_units
+from sapsel_jax._sparsify import Sparsified, sparsify_update
 from sapsel_jax._unlearn import Unlearned, unlearn
 from sapsel_jax._updates.certificates import Certificate, Reason
 from sapsel_jax._updates.certified import with_first_order, with_iteration
@@ -69,6 +71,7 @@ __all__ = [
     "Plan",
     "Reason",
     "Solution",
+    "Sparsified",
     "System",
     "Unlearned",
     "apply_patch",
@@ -108,6 +111,7 @@ __all__ = [
     "save_mask",
     "save_patch",
     "score_brain_damage",
+    "score_change",
     "score_decrease",
     "score_fisher_ratio",
     "score_flattest",
@@ -126,6 +130,7 @@ __all__ = [
     "select_top_units",
     "selective",
     "selective_packed",
+    "sparsify_update",
     "unlearn",
     "with_first_order",
     "with_iteration",

@@ -15,8 +15,8 @@ from sapsel_jax._selection.entries import select_top_fraction
 from sapsel_jax._selection.masks import mask_count
 from sapsel_jax._selection.scores import score_sharpest
 from sapsel_jax._selection.search import num_entries
-from sapsel_jax._updates.certificates import Certificate, Reason
-from sapsel_jax._updates.certified import Update
+from sapsel_jax._updates.certificates import Certificate
+from sapsel_jax._updates.certified import Update, refuted
 from sapsel_jax._updates.corrections import Correction, read_correction
 from sapsel_jax._updates.masked import keep_unselected
 from sapsel_jax._updates.second_order import second_order_update
@@ -169,7 +169,7 @@ def unlearn(
     enough = ~_too_few(scores, mask, select, fraction)
     params = jax.tree.map(jnp.asarray, params)
     moved = keep_unselected(params, moved, None, enough)
-    return Unlearned(moved, mask, diagonal, _refuted(certificate, enough))
+    return Unlearned(moved, mask, diagonal, refuted(certificate, enough))
 
 
 def _trained_diagonal(
@@ -211,16 +211,3 @@ def _too_few(
         filled = jax.tree.map(lambda s: jnp.where(jnp.isnan(s), 0, s), scores)
         short = selected < mask_count(select(filled, fraction))
     return short | (selected == 0)
-
-
-def _refuted(certificate: Certificate, enough: jax.Array) -> Certificate:
-    """The certificate as it is, or one that says that too few entries were selected."""
-    zero = lambda x: jnp.where(enough, x, jnp.zeros_like(x))
-    reason = jnp.asarray(certificate.reason)
-    return certificate._replace(
-        converged=certificate.converged & enough,
-        reason=jnp.where(enough, reason, Reason.TOO_FEW_SELECTED).astype(reason.dtype),
-        num_steps=zero(certificate.num_steps),
-        predicted_change=zero(certificate.predicted_change),
-        actual_change=zero(certificate.actual_change),
-    )

@@ -14,17 +14,12 @@ LIBRARY = {
     "_curvature": ("_base", "_primitives", "_graph", "_passes"),
     "_selection": ("_base",),
     "_updates": ("_base", "_primitives", "_graph", "_passes", "_curvature"),
-    "_unlearn": (
-        "_base",
-        "_primitives",
-        "_graph",
-        "_passes",
-        "_curvature",
-        "_selection",
-        "_updates",
-    ),
     "audit": ("_base", "_selection", "_updates"),
 }
+# Methods in one call, which put the steps together.
+LIBRARY["_unlearn"] = LIBRARY["_sparsify"] = tuple(
+    folder for folder in LIBRARY if folder != "audit"
+)
 SHARED = {
     "tools": (),
     "learning": ("tools",),

@@ -275,6 +275,48 @@ def score_brain_damage(params: Params, diagonal: Diagonal) -> Scores:
     return jax.tree.map(lambda p, h: _finite(0.5 * _finite(h) * _finite(p) ** 2), params, diagonal)
 
 
+def score_change(before: Params, after: Params, diagonal: Diagonal) -> Scores:
+    """Ranks the entries of an update: the change that the loss would miss most comes first.
+
+    The score is ½ H (θ' − θ)²: what the loss gains when the entry is put back to θ from a minimum
+    θ'. It does not change when the network is rescaled to the same function. A mask of the
+    highest-scoring entries makes a few changes out of many: see `sparsify_update`.
+
+    Args:
+      before: pytree of parameters θ, as they were before the update.
+      after: pytree of parameters θ', shaped like `before`.
+      diagonal: pytree of second derivatives H of the loss that the update lowered, shaped like
+        `before`.
+
+    Returns:
+      Scores shaped like `before`. An entry that has not moved scores 0, one of negative curvature
+      less than 0; NaN where a number is not finite.
+
+    Raises:
+      TypeError: if a tree holds anything but real floating-point arrays.
+      ValueError: if the trees differ.
+
+    Cost: one pass over the entries.
+
+    Source: LeCun, Denker, Solla, "Optimal Brain Damage" (1989), equation 5, applied to an update
+      instead of a network.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> before, after = jnp.array([1.0, 1.0]), jnp.array([3.0, 0.0])
+      >>> sap.score_change(before, after, jnp.array([1.0, 8.0]))
+      Array([2., 4.], dtype=float32)
+    """
+    _check_pair("before", before, "after", after)
+    _check_pair("before", before, "diagonal", diagonal)
+
+    def score(old: jax.Array, new: jax.Array, h: jax.Array) -> jax.Array:
+        return _finite(0.5 * _finite(h) * (_finite(new) - _finite(old)) ** 2)
+
+    return jax.tree.map(score, before, after, diagonal)
+
+
 def score_fisher_ratio(forget_fisher: Diagonal, data_fisher: Diagonal, *, damping: float) -> Scores:
     """Entries that matter to the forget examples more than to the data: I_f / (I_D + damping).
 

@@ -86,7 +86,7 @@ def with_first_order(*, step_size: Any) -> Update:
         loss = wide_loss(loss_fn, params, data, microbatch, args)
         change = correction.gradient_change(loss, widen(params))
         moved, taken = first_order_step(params, change, step_size, mask)
-        return _certified(
+        return certified(
             loss, params, moved, data, change=change, taken=taken, mask=mask, iterations=1
         )
 
@@ -168,14 +168,14 @@ def with_iteration(
             args=args,
         )
         loss = wide_loss(loss_fn, params, data, microbatch, args)
-        return _certified(
+        return certified(
             loss, params, moved, data, taken=jnp.any(taken), mask=mask, iterations=num_steps
         )
 
     return update
 
 
-def _certified(
+def certified(
     loss: Loss,
     params: Params,
     moved: Params,
@@ -214,3 +214,16 @@ def _certified(
         actual_change=jnp.where(holds, actual, 0),
     )
     return keep_unselected(params, moved, mask, holds), certificate
+
+
+def refuted(certificate: Certificate, enough: jax.Array) -> Certificate:
+    """The certificate as it is, or one that says that too few entries were selected."""
+    zero = lambda x: jnp.where(enough, x, jnp.zeros_like(x))
+    reason = jnp.asarray(certificate.reason)
+    return certificate._replace(
+        converged=certificate.converged & enough,
+        reason=jnp.where(enough, reason, Reason.TOO_FEW_SELECTED).astype(reason.dtype),
+        num_steps=zero(certificate.num_steps),
+        predicted_change=zero(certificate.predicted_change),
+        actual_change=zero(certificate.actual_change),
+    )

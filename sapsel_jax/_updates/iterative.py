@@ -8,7 +8,7 @@ import optax
 from jax import lax
 
 from sapsel_jax._base.checks import batch_size, check_same_tree
-from sapsel_jax._base.losses import wide_loss
+from sapsel_jax._base.losses import Loss, wide_loss
 from sapsel_jax._base.precision import widen
 from sapsel_jax._base.types import Batch, LossFn, Mask, Params
 from sapsel_jax._updates.masked import check_update, is_finite, keep_unselected
@@ -94,33 +94,50 @@ def descend(
 ) -> tuple[Params, jax.Array, jax.Array]:
     """What `iterative_update` returns, and for each step whether it was taken, shape (steps,)."""
     check_update(params, mask)
-    _check_batches("batches", batches)
-    if retained is not None:
-        _check_batches("retained", retained)
-        one = lambda b: jax.tree.map(lambda x: x[:, 0], b)
-        check_same_tree(
-            "retained", jax.eval_shape(one, retained), "batches", jax.eval_shape(one, batches)
-        )
-        batches = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), batches, retained)
+    batches = join_batches(batches, retained)
     params = jax.tree.map(jnp.asarray, params)
     if mask is not None:
         optimizer = selective(optimizer, mask)
     optimizer = optax.with_extra_args_support(optimizer)
-    first = jax.tree.map(lambda x: x[0], batches)
-    loss = wide_loss(loss_fn, params, first, None, args)
+    loss = wide_loss(loss_fn, params, jax.tree.map(lambda x: x[0], batches), None, args)
 
     def step(carry: Any, batch: Batch) -> Any:
-        current, state = carry
-        mean, gradient = loss.mean_and_gradient(widen(current), batch)
-        gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, current)
-        updates, next_state = optimizer.update(gradient, state, current)
-        moved = optax.apply_updates(current, updates)
-        accept = is_finite(moved, mask)
-        moved = keep_unselected(current, moved, mask, accept)
-        return (moved, lax.cond(accept, lambda: next_state, lambda: state)), (mean, accept)
+        moved, state, mean, taken = take_step(loss, optimizer, mask, *carry, batch)
+        return (moved, state), (mean, taken)
 
     (params, _), (losses, taken) = lax.scan(step, (params, optimizer.init(params)), batches)
     return params, losses, taken
+
+
+def take_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformationExtraArgs,
+    mask: Mask | None,
+    params: Params,
+    state: Any,
+    batch: Batch,
+) -> tuple[Params, Any, jax.Array, jax.Array]:
+    """One step: new parameters and state, the loss before it, and whether it was taken."""
+    mean, gradient = loss.mean_and_gradient(widen(params), batch)
+    gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
+    updates, next_state = optimizer.update(gradient, state, params)
+    moved = optax.apply_updates(params, updates)
+    accept = is_finite(moved, mask)
+    moved = keep_unselected(params, moved, mask, accept)
+    return moved, lax.cond(accept, lambda: next_state, lambda: state), mean, accept
+
+
+def join_batches(batches: Batch, retained: Batch | None) -> Batch:
+    """Checks batches with two leading axes, and mixes the retained ones in, step by step."""
+    _check_batches("batches", batches)
+    if retained is None:
+        return batches
+    _check_batches("retained", retained)
+    one = lambda b: jax.tree.map(lambda x: x[:, 0], b)
+    check_same_tree(
+        "retained", jax.eval_shape(one, retained), "batches", jax.eval_shape(one, batches)
+    )
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), batches, retained)
 
 
 def _check_batches(name: str, batches: Batch) -> None:

@@ -44,6 +44,7 @@ SCORES = {
         lambda x, y: abs(x) / (relu(y) + 0.5),
     ),
     "brain_damage": (lambda x, y: sap.score_brain_damage(x, y), lambda x, y: 0.5 * y * x**2),
+    "change": (lambda x, y: sap.score_change(x, y, y), lambda x, y: 0.5 * y * (y - x) ** 2),
     "fisher_ratio": (
         lambda x, y: sap.score_fisher_ratio(x, jax.tree.map(abs, y), damping=0.5),
         lambda x, y: x / (abs(y) + 0.5),
@@ -97,6 +98,9 @@ def test_some_scores_do_not_see_a_rescaling_that_keeps_the_function():
     c = np.repeat(np.array([2.0, 0.5], np.float32), 20)
     np.testing.assert_array_equal(
         sap.score_brain_damage(theta, h), sap.score_brain_damage(theta * c, h / c**2)
+    )
+    np.testing.assert_allclose(
+        sap.score_change(theta, g, h), sap.score_change(theta * c, g * c, h / c**2), rtol=1e-5
     )
     h = abs(h)
     np.testing.assert_allclose(

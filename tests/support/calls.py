@@ -134,6 +134,13 @@ def iterative(loss_fn=loss):
     )
 
 
+def sparsify(loss_fn=loss):
+    steps = jax.tree.map(lambda x: np.concatenate([x, x]), BATCHES)
+    return sap.sparsify_update(
+        loss_fn, PARAMS, steps, DATA, key=key(), counts=(3,), optimizer=SGD(0.1), retained=steps
+    )
+
+
 def by_transform(make):
     params = jax.tree.map(jnp.asarray, PARAMS)
     transform = make(SGD(0.1))
@@ -226,6 +233,7 @@ CALLS = {
     "save_mask": lambda: from_file(lambda path: sap.save_mask(path, MASK), lambda path: None),
     "save_patch": lambda: from_file(lambda path: sap.save_patch(path, patch()), lambda path: None),
     "score_brain_damage": lambda: sap.score_brain_damage(PARAMS, GRADIENT),
+    "score_change": lambda: sap.score_change(PARAMS, GRADIENT, PARAMS),
     "score_decrease": lambda: sap.score_decrease(GRADIENT, PARAMS, damping=0.1),
     "score_fisher_ratio": lambda: sap.score_fisher_ratio(PARAMS, GRADIENT, damping=0.1),
     "score_flattest": lambda: sap.score_flattest(PARAMS, floor=0.1),
@@ -244,6 +252,7 @@ CALLS = {
     "select_top_units": lambda: sap.select_top_units(PARAMS, 0.3),
     "selective": lambda: by_transform(lambda inner: sap.selective(inner, MASK)),
     "selective_packed": lambda: by_transform(lambda inner: sap.selective_packed(inner, MASK, 4)),
+    "sparsify_update": sparsify,
     "unlearn": unlearn,
     "with_first_order": lambda loss_fn=loss: unlearn(
         loss_fn, update=sap.with_first_order(step_size=0.1)
