@@ -140,10 +140,9 @@ def sparsify_update(
     optimizer = optax.with_extra_args_support(optimizer)
     loss = wide_loss(loss_fn, before, jax.tree.map(lambda x: x[0], batches), None, args)
 
-    def step(carry: Any, inputs: tuple[Batch, jax.Array]) -> Any:
+    def step(carry: Any, inputs: Any) -> Any:
         batch, count = inputs
-        now = lambda: carry
-        current, state, mask = lax.cond(count > 0, lambda: cut_down(*carry, count), now)
+        current, state, mask = lax.cond(count > 0, cut_down, lambda *now: now[:3], *carry, count)
         current, state, mean, taken = take_step(
             loss, selective(optimizer, mask), mask, current, state, batch
         )
@@ -159,7 +158,7 @@ def sparsify_update(
 
     every = jax.tree.map(lambda x: jnp.ones(x.shape, bool), before)
     start = (before, optimizer.init(before), every)
-    (moved, _, mask), (losses, taken) = lax.scan(step, start, (batches, stage_ends))
+    (moved, _, mask), (losses, taken) = lax.scan(step, start, (batches, jnp.asarray(stage_ends)))
     data_loss = wide_loss(loss_fn, before, data, microbatch, args)
     moved, certificate = certified(
         data_loss, before, moved, data, taken=jnp.any(taken), mask=mask, iterations=len(stage_ends)

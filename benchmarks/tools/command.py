@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from benchmarks.tools.ending import noting
+from benchmarks.tools.ending import noting, stoppable
 from benchmarks.tools.folders import result_folder
 from benchmarks.tools.records import study_folder
 
@@ -59,7 +59,8 @@ class Run:
     @contextlib.contextmanager
     def _under_way(self) -> Iterator["Run"]:
         try:
-            yield self
+            with stoppable():
+                yield self
         finally:
             if self._bar.tasks:
                 self._bar.stop()

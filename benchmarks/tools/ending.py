@@ -16,6 +16,10 @@ from benchmarks.tools.errors import UsageError
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP is not known everywhere
 
 
+_noticed = threading.Event()
+"""Whether what a signal raised has come out of the work that it was to stop."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asked the command to stop; its number is the argument."""
 
@@ -44,6 +48,16 @@ def finish(code: int) -> None:
 
 
 @contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Stands around a command's work, as close as can be, to notice that a signal stops it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _noticed.set()
+        raise
+
+
+@contextlib.contextmanager
 def noting(left: Callable[[], str]) -> Iterator[None]:
     """Adds to what interrupts the block what it leaves behind."""
     try:
@@ -60,7 +74,8 @@ def exit_code(work: Callable[[], None]) -> int:
     SIGTERM.
     """
     try:
-        work()
+        with stoppable():
+            work()
         sys.stdout.flush()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -94,12 +109,22 @@ def _let_go_of_output() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if _importing(frame):
-        # An exception here could end the process inside a compiled module: ask again soon.
-        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+        # An exception here could end the process inside a compiled module.
+        _ask_again(0.05, number)
         return
+    # Python drops an exception that is raised in a destructor or in some callbacks.
+    _ask_again(2.0, number)
     raise Stopped(number)
+
+
+def _ask_again(seconds: float, number: int) -> None:
+    def ask() -> None:
+        if not _noticed.is_set():
+            os.kill(os.getpid(), number)
+
+    timer = threading.Timer(seconds, ask)
+    timer.daemon = True
+    timer.start()
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -178,7 +178,7 @@ def select_leaves(params: Params, predicate: Callable[[str, Any], bool]) -> Mask
 
 
 def top_floats(
-    leaves: list[jax.Array], count: int, *, units: tuple[int, ...] | None = None
+    leaves: list[jax.Array], count: int | jax.Array, *, units: tuple[int, ...] | None = None
 ) -> list[jax.Array]:
     """`top_entries` by floats; NaN and -inf are never selected."""
     wide = any(leaf.dtype == jnp.float64 for leaf in leaves)

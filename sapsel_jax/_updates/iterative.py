@@ -102,7 +102,8 @@ def descend(
     loss = wide_loss(loss_fn, params, jax.tree.map(lambda x: x[0], batches), None, args)
 
     def step(carry: Any, batch: Batch) -> Any:
-        moved, state, mean, taken = take_step(loss, optimizer, mask, *carry, batch)
+        current, state = carry
+        moved, state, mean, taken = take_step(loss, optimizer, mask, current, state, batch)
         return (moved, state), (mean, taken)
 
     (params, _), (losses, taken) = lax.scan(step, (params, optimizer.init(params)), batches)

@@ -229,6 +229,30 @@ finish(exit_code(work))
     assert process.returncode == 128 + number
 
 
+def test_a_signal_that_a_destructor_swallows_is_sent_again():
+    lines = """
+import time
+from benchmarks.tools.ending import exit_code, finish, stop_in_order
+stop_in_order()
+class Slow:
+    def __del__(self):
+        print("in it", flush=True)
+        time.sleep(60)
+def work():
+    Slow()
+    time.sleep(60)
+finish(exit_code(work))
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", lines], **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in it\n"
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=50)
+    assert said.endswith("terminated; nothing was written.\n")
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", ["unlearn", "paper"])
@@ -241,7 +265,10 @@ def test_a_signal_at_any_moment(command, number, seconds, tmp_path):
     with subprocess.Popen(line, **pipes) as process:
         time.sleep(seconds)
         process.send_signal(number)
-        _, said = process.communicate(timeout=120)
+        try:
+            _, said = process.communicate(timeout=120)
+        finally:
+            process.kill()
     if process.returncode == -number:  # it came before the program's first line had run
         assert seconds < 2
         assert not said
