@@ -13,6 +13,7 @@ from sapsel_jax._base.fusion import unfused
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Diagonal, Params
+from sapsel_jax._curvature.hessians import hessian_vector
 
 DEFAULT_CHUNK = 32
 """Basis vectors or probes that run at once where the caller names no number."""
@@ -100,7 +101,7 @@ def diagonal_by_products(
             direction = (jnp.arange(point.size) == index).astype(point.dtype).reshape(point.shape)
         else:
             direction = directions[index]
-        product = jax.jvp(jax.grad(fn), (point,), (direction,))[1]
+        product = hessian_vector(fn, point, direction)
         if directions is None:
             return product.reshape(-1)[index].astype(dtype)
         return jnp.vdot(direction.astype(dtype), product.astype(dtype))
@@ -174,7 +175,7 @@ def probe_diagonal(
 def _probe(fn: Callable[[Params], jax.Array], params: Params, key: jax.Array) -> Diagonal:
     """v ⊙ Hv for one vector v of random signs."""
     signs = optax.tree.random_like(key, params, sampler=jax.random.rademacher)
-    product = jax.jvp(jax.grad(fn), (params,), (signs,))[1]
+    product = hessian_vector(fn, params, signs)
     return jax.tree.map(
         lambda v, hv: v.astype(wide_dtype(v.dtype)) * hv.astype(wide_dtype(v.dtype)), signs, product
     )

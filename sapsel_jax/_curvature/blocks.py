@@ -70,7 +70,7 @@ def find_blocks(
             node = join(region, region[-1].outs[0], "region")
             graph.nodes = _replace(graph.nodes, region, node, keep=_read_outside)
             live = _replace(live, region, node)
-    reached = _reached(live, sites)
+    reached = _reached(graph, live, sites)
     blocks = [_block(graph, node, reached) for node in live]
     known = {"none", "general", *rules}
     return graph, [
@@ -89,15 +89,16 @@ def _live(graph: Graph, sites: Sequence[int]) -> list[Node]:
     return kept[::-1]
 
 
-def _reached(nodes: Iterable[Node], sites: Sequence[int]) -> dict[int, int]:
-    """For every variable, the sites that reach it, as bits."""
+def _reached(graph: Graph, nodes: Iterable[Node], sites: Sequence[int]) -> dict[int, int]:
+    """For every variable, the sites that reach it differentiably, as bits."""
     reached = {site: 1 << bit for bit, site in enumerate(sites)}
     for node in nodes:
         together = 0
         for var in node.ins:
             together |= reached.get(var, 0)
         for var in node.outs:
-            reached[var] = reached.get(var, 0) | together
+            if graph.sources[var]:
+                reached[var] = reached.get(var, 0) | together
     return reached
 
 

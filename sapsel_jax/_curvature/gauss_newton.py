@@ -12,6 +12,7 @@ from sapsel_jax._base.checks import check_count
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, Params
+from sapsel_jax._curvature.hessians import hessian_vector
 from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
 from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
 from sapsel_jax._curvature.routes import Task, choose_through
@@ -175,7 +176,7 @@ def _sampled_records(
     values, cut = graph.evaluate(leaves, example), graph.outputs[1]
     value = values[cut]
     signs = jax.random.rademacher(key, value.shape, value.dtype)
-    product = jax.jvp(jax.grad(tail(graph, cut, values)), (value,), (signs,))[1]
+    product = hessian_vector(tail(graph, cut, values), value, signs)
     sites = [one.site for one in probed]
     between = graph.before([cut], graph.after(sites))
     both = {cut: jnp.stack([signs, product])}

@@ -9,6 +9,7 @@ import jax
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, LossFn, Params
+from sapsel_jax._curvature.hessians import hessian_vector
 from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
 from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
 from sapsel_jax._curvature.probes import check_probes
@@ -84,7 +85,7 @@ def hutchinson_diagonal(
         return loss.estimate(
             structures,
             probed,
-            functools.partial(_records, loss.graph),
+            functools.partial(probe_records, loss.graph),
             microbatch or examples_at_once(entries_of(loss.graph, probed)),
             reduction,
             key,
@@ -95,7 +96,7 @@ def hutchinson_diagonal(
     return diagonal
 
 
-def _records(
+def probe_records(
     graph: Graph,
     probed: Sequence[Probed],
     leaves: list[jax.Array],
@@ -108,7 +109,7 @@ def _records(
         value = values[one.site]
         own_key = jax.random.fold_in(key, one.number)
         signs = jax.random.rademacher(own_key, value.shape, value.dtype)
-        product = jax.jvp(jax.grad(tail(graph, one.site, values)), (value,), (signs,))[1]
+        product = hessian_vector(tail(graph, one.site, values), value, signs)
         result = pair(graph, one, values, signs, product)
         records += records_of_uses(graph, one.uses, one.is_diagonal, values, result)
     return records

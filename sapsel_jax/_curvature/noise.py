@@ -183,10 +183,7 @@ def _general(
     The scale balances the two and has one value for each of the rows in which K has blocks.
     """
     pull = lambda *xs: jax.vjp(fn, *xs)[1](list(adjoints))
-    try:
-        products = jax.jvp(pull, tuple(points), tuple(drawn))[1]
-    except TypeError:  # A rule inside can only be run in reverse; Hessians are symmetric.
-        products = jax.vjp(pull, *points)[1](tuple(drawn))
+    products = jax.jvp(pull, tuple(points), tuple(drawn))[1]
     sizes = [_mean_square(kv, block.rows) for kv in products]
     square = sum(size * kv.size for size, kv in zip(sizes, products, strict=True))
     scale = jnp.sqrt(jnp.sqrt(square / sum(kv.size for kv in products)))

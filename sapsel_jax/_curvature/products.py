@@ -11,6 +11,7 @@ from sapsel_jax._base.checks import batch_size
 from sapsel_jax._base.losses import Loss, one_scalar
 from sapsel_jax._base.precision import widen
 from sapsel_jax._base.types import Batch, Params
+from sapsel_jax._curvature.hessians import hessian_map, jacobian_maps
 
 Product: TypeAlias = Callable[[Params], Params]
 """A symmetric matrix as the function that multiplies a vector by it."""
@@ -20,7 +21,7 @@ def hessian_product(loss: Loss, params: Params, batch: Batch) -> Product:
     """v ↦ H v, with H the Hessian of the mean loss."""
 
     def on_chunk(chunk: Batch) -> Product:
-        return linear_part(jax.grad(lambda p: loss.total(p, chunk)), params)
+        return hessian_map(lambda p: loss.total(p, chunk), params)
 
     return _mean_product(on_chunk, loss, batch)
 
@@ -41,17 +42,11 @@ def gauss_newton_product(
     def on_chunk(chunk: Batch) -> Product:
         outputs_of = lambda p: jax.vmap(lambda example: model_fn(p, example, *loss.args))(chunk)
         loss_of = lambda outputs: jnp.sum(widen(jax.vmap(output_loss)(outputs, chunk)))
-        outputs, push = jax.linearize(outputs_of, params)
-        curve = linear_part(jax.grad(loss_of), outputs)
-        pull = jax.linear_transpose(push, params)
-        return lambda v: pull(curve(push(v)))[0]
+        outputs, push, pull = jacobian_maps(outputs_of, params)
+        curve = hessian_map(loss_of, outputs)
+        return lambda v: pull(curve(push(v)))
 
     return _mean_product(on_chunk, loss, batch)
-
-
-def linear_part(fn: Callable[[Any], Any], at: Any) -> Product:
-    """The derivative of a function at a point, with what does not depend on the vector done."""
-    return jax.linearize(fn, at)[1]
 
 
 def _mean_product(on_chunk: Callable[[Batch], Product], loss: Loss, batch: Batch) -> Product:

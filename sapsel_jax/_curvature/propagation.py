@@ -12,8 +12,10 @@ from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Batch, LossFn, Params
 from sapsel_jax._curvature.blocks import RULES, Block, find_blocks, in_variables
+from sapsel_jax._curvature.hutchinson import probe_records
 from sapsel_jax._curvature.noise import Noise, Pair, Signs, draw, num_signs
 from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
+from sapsel_jax._curvature.probed import find_probed
 from sapsel_jax._curvature.probes import check_probes
 from sapsel_jax._graph.graph import Graph, Values
 from sapsel_jax._graph.reach import varies
@@ -127,7 +129,7 @@ def propagated_by(
         return loss.estimate(
             structures,
             _plan(loss.graph, structures, rules),
-            lambda some, leaves, example, own_key: some[0].records(leaves, example, own_key),
+            lambda some, *inputs: [record for one in some for record in one.records(*inputs)],
             microbatch or max(1, fitting // probes_at_once),
             reduction,
             key,
@@ -151,11 +153,19 @@ def _entries(graph: Graph, structures: dict[Use, Structure]) -> int:
 
 def _plan(
     graph: Graph, structures: dict[Use, Structure], rules: Set[str] = RULES
-) -> list["Propagation"]:
-    """One pass for sites whose curvature varies between examples, one for the others."""
-    passes = []
+) -> list["Propagation | Products"]:
+    """One pass for sites whose curvature varies between examples, one for the others.
+
+    Sites that act through ruled operations have products of their own. Signals are for symmetric
+    Hessians, and a pass back through a rule need not be the transpose of the way there.
+    """
+    passes: list[Propagation | Products] = []
     for varying in (True, False):
-        uses = tuple(use for use in structures if varies(graph, use.site) == varying)
+        some = {u: shape for u, shape in structures.items() if varies(graph, u.site) == varying}
+        ruled = {u: some[u] for u in some if any(n.ruled for n in graph.after([u.site]))}
+        uses = tuple(use for use in some if use not in ruled)
+        if ruled:
+            passes.append(Products(graph, ruled, varying))
         if uses:
             blocked, blocks = find_blocks(graph, [use.site for use in uses], rules)
             passes.append(
@@ -178,6 +188,24 @@ def describe(graph: Graph, structures: dict[Use, Structure]) -> dict[Use, str]:
             else:
                 found[use] = "at the leaf" if use.reason else "at the site"
     return found
+
+
+class Products:
+    """Hessian-vector products with random signs, one for each site."""
+
+    def __init__(self, graph: Graph, structures: dict[Use, Structure], varying: bool) -> None:
+        """Takes the uses whose sites the products are for."""
+        self.graph, self.varying = graph, varying
+        self.probed = find_probed(graph, structures)
+        self.uses = tuple(use for one in self.probed for use in one.uses)
+
+    def records(self, leaves: list[jax.Array], example: Any, key: jax.Array) -> list[Record]:
+        """What one example says of each use."""
+        return probe_records(self.graph, self.probed, leaves, example, key)
+
+    def estimated(self) -> set[int]:
+        """The variables whose curvature is estimated."""
+        return {one.site for one in self.probed}
 
 
 class Propagation:

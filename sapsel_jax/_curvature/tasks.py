@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._curvature.basis import diagonal_by_products
+from sapsel_jax._curvature.hessians import hessian
 from sapsel_jax._curvature.routes import Task, rows_of_cuts
 from sapsel_jax._graph.graph import Graph, Values, tail
 from sapsel_jax._passes.backward import pull
@@ -37,7 +38,7 @@ class Cut:
         size, value = graph.size(var), values[var]
         output = tail(graph, var, values)
         flat = lambda x: output(x.reshape(value.shape))
-        self.hessian = jax.hessian(flat)(value.reshape(-1)).astype(wide_dtype(value.dtype))
+        self.hessian = hessian(flat, value.reshape(-1)).astype(wide_dtype(value.dtype))
         self.rows: Values = {}
         if sources:
             unit = jnp.eye(size, dtype=value.dtype).reshape(size, *value.shape)

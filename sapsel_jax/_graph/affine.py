@@ -24,6 +24,8 @@ _proofs: weakref.WeakKeyDictionary[Node, dict[tuple[int, ...], bool]] = weakref.
 
 def is_affine(graph: Graph, node: Node, positions: Sequence[int]) -> bool:
     """Whether an operation is piecewise affine in the inputs at these positions together."""
+    if node.ruled:
+        return False
     if node.facts.linear:
         return True
     if node.facts.product:
@@ -36,7 +38,9 @@ def is_affine(graph: Graph, node: Node, positions: Sequence[int]) -> bool:
 
 
 def has_forward_rule(graph: Graph, node: Node) -> bool:
-    """Whether an operation has a forward derivative; one with a custom reverse rule has none."""
+    """Whether an operation has a forward derivative that its reverse derivative agrees with."""
+    if node.ruled:
+        return False
     if node.elementwise or node.facts.linear or node.facts.product:
         return True
     known = _forward.get(node)
@@ -68,24 +72,7 @@ def _derivative(graph: Graph, node: Node, positions: Sequence[int]) -> Any:
         closed = jax.make_jaxpr(derivative)(tuple(moving), tuple(moving), inputs)
     except TypeError:
         return None
-    return None if _has_reverse_rule(closed.jaxpr) else closed.jaxpr
-
-
-def _has_reverse_rule(jaxpr: Any) -> bool:
-    """Whether a derivative rests on a custom rule that can only be run in reverse."""
-    for eqn in jaxpr.eqns:
-        inner = [
-            x for value in eqn.params.values() for x in jax.tree.leaves(value, is_leaf=_is_jaxpr)
-        ]
-        if eqn.primitive.name == "custom_lin" or any(
-            _has_reverse_rule(getattr(x, "jaxpr", x)) for x in inner if _is_jaxpr(x)
-        ):
-            return True
-    return False
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
+    return closed.jaxpr
 
 
 def _spread(jaxpr: Any, active: set[Any]) -> list[bool]:

@@ -1,8 +1,9 @@
 """The equations of a jaxpr as functions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 from jax.extend import core
 
 from sapsel_jax._primitives.signature import Signature
@@ -14,6 +15,31 @@ CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoi
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr and its constants, closed or not."""
     return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, ())
+
+
+def inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    """The jaxprs among the parameters of an equation."""
+    is_jaxpr = lambda value: isinstance(value, core.ClosedJaxpr | core.Jaxpr)
+    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
+        if is_jaxpr(value):
+            yield open_jaxpr(value)[0]
+
+
+def all_equations(jaxpr: Any) -> Iterator[tuple[Any, Any]]:
+    """The equations of a jaxpr and of those that they hold, each with the jaxpr that it stands in.
+
+    What operations with custom rules hold is left out, as their rules take its place.
+    """
+    for eqn in jaxpr.eqns:
+        yield jaxpr, eqn
+        if not has_rule(eqn):
+            for body in inner_jaxprs(eqn):
+                yield from all_equations(body)
+
+
+def has_rule(eqn: Any) -> bool:
+    """Whether an equation has a custom derivative rule."""
+    return eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call"))
 
 
 def as_function(jaxpr: Any, eqn: Any) -> Callable[..., Sequence[Any]]:
@@ -48,14 +74,3 @@ def broadcasts_to(shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...]) -> 
         not s or (len(s) == len(shape) and all(a in (1, b) for a, b in zip(s, shape, strict=True)))
         for s in shapes
     )
-
-
-def is_elementwise(eqn: Any) -> bool:
-    """Whether every entry of the result depends on the same entry of each input alone."""
-    name = eqn.primitive.name
-    if len(eqn.outvars) != 1:
-        return False
-    if name in CALLS or name == "custom_jvp_call":
-        body, _ = open_jaxpr(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
-        return all(is_elementwise(inner) for inner in body.eqns)
-    return TABLE.get(name, UNKNOWN).elementwise

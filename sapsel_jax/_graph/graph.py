@@ -13,15 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
-from sapsel_jax._graph.equations import (
-    CALLS,
-    as_function,
-    broadcasts_to,
-    is_elementwise,
-    open_jaxpr,
-)
+from sapsel_jax._graph.equations import CALLS, as_function, broadcasts_to, open_jaxpr
+from sapsel_jax._graph.rules import ClosedOver, judge, loses_rules
 from sapsel_jax._primitives.signature import Signature
 from sapsel_jax._primitives.table import TABLE, UNKNOWN, Primitive
 
@@ -42,6 +38,8 @@ class Node:
     params: dict[str, Any]
     elementwise: bool = False
     """Every entry of the output depends on the same entry of each input alone, or on a scalar."""
+    ruled: bool = False
+    """A custom rule inside may contradict itself, so that nothing is known of its derivatives."""
 
     @property
     def facts(self) -> Primitive:
@@ -168,7 +166,11 @@ def tail(graph: Graph, var: int, values: Values) -> Callable[[Any], Any]:
 
 
 def trace(fn: Callable[..., Any], params: Any, example: Any) -> Graph:
-    """The graph of `fn(params, example)`; arrays that `fn` closes over become constants."""
+    """The graph of `fn(params, example)`; arrays that `fn` closes over become constants.
+
+    A custom rule that closes over the parameters or the example can be run while `fn` runs, but
+    not later. With such a rule `fn` is one operation.
+    """
     builder = _Builder()
     closed = jax.make_jaxpr(fn)(params, example)
     num_leaves = len(jax.tree.leaves(params))
@@ -178,7 +180,15 @@ def trace(fn: Callable[..., Any], params: Any, example: Any) -> Graph:
         builder.sources[var] = 1 << i
     for var in inputs:
         builder.varying[var] = True
-    outputs = builder.inline(closed.jaxpr, closed.consts, variables)
+    try:
+        outputs = builder.inline(closed.jaxpr, closed.consts, variables)
+    except ClosedOver:
+        if len(closed.out_avals) > 1:
+            raise
+        outputs = [builder.new(closed.out_avals[0])]
+        structure = jax.tree.structure((params, example))
+        apply = lambda *values: [fn(*structure.unflatten(values))]
+        builder.add(Node("loss", tuple(variables), tuple(outputs), apply, {}, ruled=True))
     graph = Graph(
         nodes=builder.nodes,
         avals=builder.avals,
@@ -203,6 +213,7 @@ class _Builder:
         self.sources: list[int] = []
         self.varying: list[bool] = []
         self.constants: Values = {}
+        self.judged: dict[tuple[int, bool], tuple[bool, bool]] = {}
 
     def new(self, aval: Any) -> int:
         self.avals.append(aval)
@@ -211,6 +222,8 @@ class _Builder:
         return len(self.avals) - 1
 
     def constant(self, value: Any, aval: Any) -> int:
+        if isinstance(value, np.ndarray | np.generic):
+            value = jnp.asarray(value, aval.dtype)  # NumPy's arrays cannot be indexed by tracers
         var = self.new(aval)
         self.constants[var] = value
         return var
@@ -253,14 +266,24 @@ class _Builder:
         if name in CALLS and body is not None:
             return self.inline(*open_jaxpr(body), ins)
         depends = any(self.sources[var] for var in ins)
-        if name == "scan" and depends and eqn.params["length"] <= MAX_UNROLL:
+        is_short = name == "scan" and eqn.params["length"] <= MAX_UNROLL
+        if is_short and depends and not loses_rules(eqn):
             return self.unroll(eqn.params, ins, [var.aval for var in eqn.outvars])
         outs = [self.new(var.aval) for var in eqn.outvars]
         shapes = [self.avals[var].shape for var in ins]
-        elementwise = is_elementwise(eqn) and broadcasts_to(shapes, self.avals[outs[0]].shape)
+        ruled, elementwise = self.judge(jaxpr, eqn, depends)
+        if elementwise:
+            elementwise = broadcasts_to(shapes, self.avals[outs[0]].shape)
         apply = as_function(jaxpr, eqn)
-        self.add(Node(name, tuple(ins), tuple(outs), apply, dict(eqn.params), elementwise))
+        self.add(Node(name, tuple(ins), tuple(outs), apply, dict(eqn.params), elementwise, ruled))
         return outs
+
+    def judge(self, jaxpr: Any, eqn: Any, moves: bool) -> tuple[bool, bool]:
+        """Whether an equation is ruled, and elementwise; once for all steps of a scan."""
+        key = (id(eqn), moves)  # the jaxpr that is read keeps its equations alive
+        if key not in self.judged:
+            self.judged[key] = judge(jaxpr, eqn, moves=moves)
+        return self.judged[key]
 
     def unroll(self, params: dict[str, Any], ins: list[int], out_avals: list[Any]) -> list[int]:
         """The steps of a scan one after the other; slices of its inputs are `scan_slice` nodes."""
@@ -337,4 +360,5 @@ def join(nodes: Sequence[Node], end: int, name: str, *, elementwise: bool = Fals
     def apply(*values: Any) -> Sequence[Any]:
         return [run(nodes, dict(zip(ins, values, strict=True)))[end]]
 
-    return Node(name, ins, (end,), apply, {"parts": tuple(nodes)}, elementwise)
+    ruled = any(node.ruled for node in nodes)
+    return Node(name, ins, (end,), apply, {"parts": tuple(nodes)}, elementwise, ruled)

@@ -11,12 +11,8 @@ from sapsel_jax._base.losses import Loss
 from sapsel_jax._base.types import Batch, Diagonal, Params
 from sapsel_jax._curvature.exact import exact_diagonal
 from sapsel_jax._curvature.gauss_newton import gauss_newton_diagonal
-from sapsel_jax._curvature.products import (
-    Product,
-    gauss_newton_product,
-    hessian_product,
-    linear_part,
-)
+from sapsel_jax._curvature.hessians import hessian_map
+from sapsel_jax._curvature.products import Product, gauss_newton_product, hessian_product
 
 
 class Matrix(NamedTuple):
@@ -41,7 +37,7 @@ class Matrix(NamedTuple):
         product = gauss_newton_product(self.model_fn, self.output_loss_fn, self.loss, params, batch)
         if self.penalty_fn is None:
             return product
-        penalty = linear_part(jax.grad(self.penalty_fn), params)
+        penalty = hessian_map(self.penalty_fn, params)
         return lambda v: optax.tree.add(product(v), penalty(v))
 
     def diagonal(self, params: Params, batch: Batch) -> Diagonal:

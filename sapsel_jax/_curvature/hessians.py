@@ -1,0 +1,66 @@
+"""Second derivatives as derivatives of a gradient, with custom rules as they stand.
+
+They are taken forward over reverse. Where a custom rule can only be run in reverse, they are taken
+reverse over reverse: the transpose, which has the same diagonal.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from sapsel_jax._graph.equations import all_equations
+from sapsel_jax._graph.rules import has_rule, is_from_jax
+
+
+def hessian_vector(fn: Callable[[Any], jax.Array], point: Any, vector: Any) -> Any:
+    """The Hessian of a function times a vector."""
+    gradient = jax.grad(fn)
+    if _runs_forward(fn, gradient, point):
+        return jax.jvp(gradient, (point,), (vector,))[1]
+    return jax.vjp(gradient, point)[1](vector)[0]
+
+
+def hessian_map(fn: Callable[[Any], jax.Array], point: Any) -> Callable[[Any], Any]:
+    """The product of vectors with a Hessian, with what does not depend on the vector done."""
+    gradient = jax.grad(fn)
+    if _runs_forward(fn, gradient, point):
+        return jax.linearize(gradient, point)[1]
+    back = jax.vjp(gradient, point)[1]
+    return lambda vector: back(vector)[0]
+
+
+def hessian(fn: Callable[[jax.Array], jax.Array], point: jax.Array) -> jax.Array:
+    """The Hessian of a function of a vector."""
+    gradient = jax.grad(fn)
+    if _runs_forward(fn, gradient, point):
+        return jax.jacfwd(gradient)(point)
+    return jax.jacrev(gradient)(point)
+
+
+def jacobian_maps(
+    fn: Callable[[Any], Any], point: Any
+) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]:
+    """The value of a function, and the products of vectors with its Jacobian and the transpose."""
+    if _runs_forward(fn, fn, point):
+        value, push = jax.linearize(fn, point)
+        back = jax.linear_transpose(push, point)
+    else:
+        value, back = jax.vjp(fn, point)
+        forth = jax.linear_transpose(lambda vector: back(vector)[0], value)
+        push = lambda vector: forth(vector)[0]
+    return value, push, lambda vector: back(vector)[0]
+
+
+def _runs_forward(fn: Callable[[Any], Any], derived: Callable[[Any], Any], point: Any) -> bool:
+    """Whether `derived`, which is `fn` or its gradient, has a forward derivative."""
+    steps = all_equations(jax.make_jaxpr(fn)(point).jaxpr)
+    if all(is_from_jax(eqn) for _, eqn in steps if has_rule(eqn)):
+        return True
+    push = lambda point, vector: jax.jvp(derived, (point,), (vector,))[1]
+    try:
+        jaxpr = jax.make_jaxpr(push)(point, point).jaxpr
+    except TypeError:
+        return False
+    # JAX may leave in the place of a derivative that does not exist an operation that fails later.
+    return all(eqn.primitive.name != "custom_lin" for _, eqn in all_equations(jaxpr))
