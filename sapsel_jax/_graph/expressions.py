@@ -29,7 +29,8 @@ def number_outputs(
 
     def read(atom: Any) -> int:
         if isinstance(atom, core.Literal):
-            return _constant(table, np.asarray(atom.val, atom.aval.dtype))
+            aval: Any = atom.aval
+            return _constant(table, np.asarray(atom.val, aval.dtype))
         return known[atom]
 
     for eqn in jaxpr.eqns:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend import core
 
 from sapsel_jax._graph.equations import (
@@ -99,7 +100,7 @@ def _try(fn: Callable[..., Any], *inputs: Any) -> Any:
         if known and not isinstance(error, jax.errors.UnexpectedTracerError):
             return None
         raise ClosedOver from error
-    if any(isinstance(value, jax.core.Tracer) for value in closed.consts):
+    if any(isinstance(value, Tracer) for value in closed.consts):
         raise ClosedOver
     return closed
 
