@@ -35,6 +35,14 @@ finish(exit_code(work))
 KEPT = "what is finished stands in {}, and the same command goes on from there"
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard():
+    """Where the tests run in a shell's background Ctrl-C is ignored, and by what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @contextlib.contextmanager
 def at_work(kind, output):
     """A process that has begun to write to `output`."""

@@ -123,7 +123,7 @@ def as_function(program):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(programs())
 def test_any_program_of_blocks(program):
     check(as_function(program))
