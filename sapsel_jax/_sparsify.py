@@ -51,7 +51,7 @@ def sparsify_update(
     data: Batch,
     *,
     key: jax.Array,
-    counts: Sequence[int],
+    counts: Sequence[int] | jax.Array,
     optimizer: optax.GradientTransformation,
     steps: Sequence[int] | None = None,
     retained: Batch | None = None,
@@ -81,7 +81,8 @@ def sparsify_update(
       key: a JAX random key, for curvature that is estimated.
       counts: how many entries to keep after each stage but the last, Python integers of at least
         1, none larger than the one before it. Fractions of a fifth, such as (5000, 1000, 200, 40),
-        lose little from one to the next.
+        lose little from one to the next. Or an array of such integers, which may be traced: other
+        counts need no new compilation then, and their values are not checked.
       optimizer: any optax transformation; it is wrapped by `selective`.
       steps: how many batches each stage takes, one number more than `counts`, each at least 1;
         None gives the first stage 40 % of them and the others the rest in equal parts.
@@ -158,7 +159,7 @@ def sparsify_update(
 
     every = jax.tree.map(lambda x: jnp.ones(x.shape, bool), before)
     start = (before, optimizer.init(before), every)
-    (moved, _, mask), (losses, taken) = lax.scan(step, start, (batches, jnp.asarray(stage_ends)))
+    (moved, _, mask), (losses, taken) = lax.scan(step, start, (batches, stage_ends))
     data_loss = wide_loss(loss_fn, before, data, microbatch, args)
     moved, certificate = certified(
         data_loss, before, moved, data, taken=jnp.any(taken), mask=mask, iterations=len(stage_ends)
@@ -169,17 +170,19 @@ def sparsify_update(
 
 
 def _stage_ends(
-    counts: Sequence[int], steps: Sequence[int] | None, num_batches: int, most: int
-) -> np.ndarray:
+    counts: Sequence[int] | jax.Array, steps: Sequence[int] | None, num_batches: int, most: int
+) -> jax.Array:
     """For each batch how many entries are kept before its step; 0 where no stage begins."""
-    if not counts:
+    if len(counts) == 0:
         raise ValueError("`counts` must name at least one number of entries; got none.")
-    for i, count in enumerate(counts):
-        check_count(f"counts[{i}]", count, minimum=1)
-    if list(counts) != sorted(counts, reverse=True) or counts[0] > most:
-        raise ValueError(
-            f"`counts` must fall, from at most the {most} entries of `params`; got {list(counts)}."
-        )
+    if not isinstance(counts, jax.Array):
+        for i, count in enumerate(counts):
+            check_count(f"counts[{i}]", count, minimum=1)
+        if list(counts) != sorted(counts, reverse=True) or counts[0] > most:
+            raise ValueError(
+                f"`counts` must fall, from at most the {most} entries of `params`; got "
+                f"{list(counts)}."
+            )
     if steps is None:
         if num_batches <= len(counts):
             raise ValueError(
@@ -196,6 +199,5 @@ def _stage_ends(
             f"`steps` must be {len(counts) + 1} numbers, one more than `counts`, whose sum is the "
             f"{num_batches} batches; got {list(steps)}."
         )
-    ends = np.zeros(num_batches, np.uint32)
-    ends[np.cumsum(steps)[:-1]] = counts
-    return ends
+    places = np.cumsum(steps)[:-1]
+    return jnp.zeros(num_batches, jnp.uint32).at[places].set(jnp.asarray(counts, jnp.uint32))

@@ -97,6 +97,12 @@ def test_it_compiles_whole_and_once():
     chex.assert_trees_all_close(got, run(), rtol=1e-5)
 
 
+def test_other_counts_need_no_new_compilation():
+    fn = jax.jit(chex.assert_max_traces(lambda counts: run(counts=counts), n=1))
+    for counts in ((6, 3, 2), (5, 5, 1)):
+        chex.assert_trees_all_close(fn(jnp.asarray(counts)), run(counts=counts), rtol=1e-5)
+
+
 def test_another_score_ranks_the_entries():
     shortest = lambda before, after, h: jax.tree.map(lambda a, b: -jnp.abs(b - a), before, after)
     result = run(counts=(1,), steps=(1, 19), score=shortest)

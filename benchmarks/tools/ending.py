@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from benchmarks.tools.errors import UsageError
 
@@ -26,6 +27,7 @@ class Stopped(KeyboardInterrupt):
 
 def stop_in_order() -> None:
     """Lets Ctrl-C, SIGTERM and SIGHUP end this process after it has tidied up."""
+    sys.unraisablehook = _dropped
     for name in SIGNALS:
         number = getattr(signal, name, None)
         as_ever = (signal.SIG_DFL, signal.default_int_handler)
@@ -112,9 +114,17 @@ def _stop(number: int, frame: FrameType | None) -> None:
         # An exception here could end the process inside a compiled module.
         _ask_again(0.05, number)
         return
-    # Python drops an exception that is raised in a destructor or in some callbacks.
+    # Should something catch what is raised here, as some callbacks of compiled code do.
     _ask_again(2.0, number)
     raise Stopped(number)
+
+
+def _dropped(unraisable: Any) -> None:
+    """Python drops what is raised in a destructor or while it collects garbage."""
+    if isinstance(unraisable.exc_value, Stopped):
+        _ask_again(0.05, *unraisable.exc_value.args)
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _ask_again(seconds: float, number: int) -> None:
