@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sapsel_jax._base.checks import check_count, check_number
@@ -208,7 +209,8 @@ def certified(
         reason=reason,
         num_steps=holds.astype(jnp.int32),
         iterations=jnp.int32(iterations),
-        relative_residual=jnp.full_like(actual, jnp.nan),
+        # Put there, not computed: a NaN that `jax_debug_nans` does not stop at.
+        relative_residual=jax.device_put(np.asarray(np.nan, actual.dtype)),
         damping=jnp.zeros_like(actual),
         predicted_change=jnp.where(holds, predicted, 0),
         actual_change=jnp.where(holds, actual, 0),

@@ -234,8 +234,8 @@ def _attempt(problem: _Problem, state: _State) -> _State:
     reason = jnp.where(solution.reason == Reason.CONVERGED, reason, solution.reason)
     holds = reason == Reason.CONVERGED
     before = state.certificate
-    num_taken = before.num_steps + holds
-    num_failed = state.num_failed + ~holds
+    num_taken = before.num_steps + holds.astype(jnp.int32)
+    num_failed = state.num_failed + (~holds).astype(jnp.int32)
     retries = MAX_RETRIES if problem.adapt_damping else 0
     damping = state.damping
     if problem.adapt_damping:

@@ -91,10 +91,12 @@ def auc(
         jnp.sum(where, dtype=jnp.int32) for where in (member_where, other_where)
     )
     rising = jnp.sort(jnp.where(other_where, others, jnp.inf))  # those that do not count come last
-    below = jnp.searchsorted(rising, members, side="left")
-    up_to = jnp.minimum(jnp.searchsorted(rising, members, side="right"), num_others)
-    wins = jnp.where(member_where, below + up_to, 0).astype(members.dtype)
-    area = jnp.sum(wins) / num_members / (2 * num_others)
+    below, up_to = (
+        jnp.searchsorted(rising, members, side=side).astype(jnp.int32) for side in ("left", "right")
+    )
+    wins = jnp.where(member_where, below + jnp.minimum(up_to, num_others), 0)
+    pairs = num_members.astype(members.dtype), 2 * num_others.astype(members.dtype)
+    area = jnp.sum(wins.astype(members.dtype)) / pairs[0] / pairs[1]
     return _or_nan(area, members, member_where, others, other_where)
 
 
@@ -218,7 +220,7 @@ def entropy_attack(
         scores.append(wide_vector(f"{kind}_labels", -modified_entropy(logits, labels)))
         labelled.append(is_labelled(labels, logits))
     (members, others), (member_where, other_where) = scores, labelled
-    folds = _Folds(member_where, other_where, num_folds)
+    folds = _Folds(member_where, other_where, num_folds, jnp.result_type(members, others))
     scores = jnp.where(folds.counts, jnp.concatenate([members, others]), -jnp.inf)
     order = jnp.argsort(scores)
     ordered = scores[order]
@@ -227,7 +229,7 @@ def entropy_attack(
     def from_here_up(chosen: jax.Array) -> jax.Array:
         """The share of the chosen examples whose scores are at least this one."""
         count = jnp.cumsum(chosen[order][::-1], dtype=jnp.int32)[::-1]
-        return count.astype(scores.dtype) / count[0]
+        return count.astype(scores.dtype) / count[0].astype(scores.dtype)
 
     def accuracies_of(fold: jax.Array) -> tuple[jax.Array, jax.Array]:
         # How far members lead others above each score. The best cut lies half way between the score
@@ -245,14 +247,14 @@ def entropy_attack(
         taken = is_above(farthest) ^ (lead[farthest] < 0)
         return folds.accuracy(is_above(most), fold), folds.accuracy(taken, fold)
 
-    one_sided, two_sided = jax.vmap(accuracies_of)(jnp.arange(num_folds))
+    one_sided, two_sided = jax.vmap(accuracies_of)(folds.numbers)
     area = auc(members, others, member_where=member_where, other_where=other_where)
     one_sided, two_sided = (
         jnp.where(folds.are_filled & ~jnp.isnan(area), jnp.mean(accuracies), jnp.nan)
         for accuracies in (one_sided, two_sided)
     )
     two_sided_area = jnp.maximum(area, 1 - area)
-    return Attack(area, one_sided, folds.standard_error(area.dtype), two_sided_area, two_sided)
+    return Attack(area, one_sided, folds.standard_error(), two_sided_area, two_sided)
 
 
 def logistic_attack(
@@ -315,31 +317,31 @@ def logistic_attack(
     check_positive("penalty", penalty)
     member_where = counted("forget_where", forget_where, members)
     other_where = counted("unseen_where", unseen_where, others)
-    folds = _Folds(member_where, other_where, num_folds)
-    x = jnp.where(folds.counts[:, None], jnp.concatenate([members, others]), 0)
-    x = x - jnp.mean(x, axis=0, where=folds.counts[:, None])  # so that squares keep their digits
+    folds = _Folds(member_where, other_where, num_folds, jnp.result_type(members, others))
+    counts = folds.counts[:, None]
+    x = jnp.where(counts, jnp.concatenate([members, others]), 0)
+    # So that squares keep their digits.
+    x = x - jnp.mean(x, axis=0, where=counts, keepdims=True)
 
     def judge(fold: jax.Array) -> jax.Array:
         weights = folds.weights(folds.fold != fold) / 2  # one in all
-        mean = weights @ x
-        deviation = jnp.sqrt(weights @ (x - mean) ** 2)
-        rows = (x - mean) / jnp.where(deviation > 0, deviation, 1)
+        rows = x - (weights @ x)[None]
+        deviation = jnp.sqrt(weights @ rows**2)[None]
+        rows = rows / jnp.where(deviation > 0, deviation, 1)
         rows = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
         ridge = penalty * jnp.ones(rows.shape[1], rows.dtype).at[-1].set(0)
-        bound = 0.25 * (rows.T * weights) @ rows + jnp.diag(ridge)
+        bound = 0.25 * (rows.T * weights[None]) @ rows + jnp.diag(ridge)
 
         def step(w: jax.Array, _: Any) -> tuple[jax.Array, None]:
-            error = jax.nn.sigmoid(rows @ w) - folds.is_member
+            error = jax.nn.sigmoid(rows @ w) - folds.is_member.astype(x.dtype)
             return w - jnp.linalg.solve(bound, rows.T @ (weights * error) + ridge * w), None
 
         w, _ = lax.scan(step, jnp.zeros(rows.shape[1], rows.dtype), length=FIT_STEPS)
         return rows @ w
 
-    judged = jax.vmap(judge)(jnp.arange(num_folds))
+    judged = jax.vmap(judge)(folds.numbers)
     scores = judged[folds.fold, jnp.arange(folds.fold.size)]
-    accuracy = jnp.mean(
-        jax.vmap(lambda fold: folds.accuracy(scores > 0, fold))(jnp.arange(num_folds))
-    )
+    accuracy = jnp.mean(jax.vmap(lambda fold: folds.accuracy(scores > 0, fold))(folds.numbers))
     area = auc(
         scores[: members.shape[0]],
         scores[members.shape[0] :],
@@ -348,13 +350,13 @@ def logistic_attack(
     )
     area = jnp.where(folds.are_filled, area, jnp.nan)
     accuracy = jnp.where(jnp.isnan(area), jnp.nan, accuracy)
-    return Attack(area, accuracy, folds.standard_error(area.dtype), area, accuracy)
+    return Attack(area, accuracy, folds.standard_error(), area, accuracy)
 
 
 class _Folds:
     """Members, then others: of each, those that count are dealt out to folds in turn."""
 
-    def __init__(self, member_where: jax.Array, other_where: jax.Array, num_folds: Any):
+    def __init__(self, member_where: jax.Array, other_where: jax.Array, num_folds: Any, dtype: Any):
         check_count("num_folds", num_folds, minimum=2)
         if num_folds > min(member_where.size, other_where.size):
             raise ValueError(
@@ -362,6 +364,7 @@ class _Folds:
                 f"{member_where.size} and {other_where.size}; got {num_folds}."
             )
         places = [jnp.cumsum(where, dtype=jnp.int32) - 1 for where in (member_where, other_where)]
+        self.dtype, self.numbers = dtype, jnp.arange(num_folds, dtype=jnp.int32)
         self.counts = jnp.concatenate([member_where, other_where])
         self.fold = jnp.concatenate(places) % num_folds
         self.is_member = jnp.arange(self.counts.size) < member_where.size
@@ -372,15 +375,17 @@ class _Folds:
         """Of the examples that are used, such that members sum to 1 and so do others."""
         used = used & self.counts
         members, others = used & self.is_member, used & ~self.is_member
+        members, others = members.astype(self.dtype), others.astype(self.dtype)
         return members / jnp.sum(members) + others / jnp.sum(others)
 
     def accuracy(self, taken: jax.Array, fold: jax.Array) -> jax.Array:
         """The mean over members and others of the share told right, in one fold."""
-        return jnp.sum(self.weights(self.fold == fold) * (taken == self.is_member)) / 2
+        right = (taken == self.is_member).astype(self.dtype)
+        return jnp.sum(self.weights(self.fold == fold) * right) / 2
 
-    def standard_error(self, dtype: Any) -> jax.Array:
+    def standard_error(self) -> jax.Array:
         """Of an area under the curve, at chance."""
-        n, m = (size.astype(dtype) for size in self.sizes)
+        n, m = (size.astype(self.dtype) for size in self.sizes)
         return jnp.sqrt((n + m + 1) / (12 * n * m))
 
 

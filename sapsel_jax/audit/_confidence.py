@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from sapsel_jax.audit._inputs import wide_logits
 
@@ -92,7 +93,7 @@ def modified_entropy(logits: Any, labels: Any) -> jax.Array:
 
 
 def _is_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return labels[..., None] == jnp.arange(logits.shape[-1])
+    return labels[..., None] == lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
 
 
 def _pick(values: jax.Array, own: jax.Array) -> jax.Array:

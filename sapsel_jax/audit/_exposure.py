@@ -1,5 +1,6 @@
 """Exposure: how far a secret stands out among the secrets it might have been."""
 
+import math
 from typing import Any
 
 import jax
@@ -51,5 +52,5 @@ def exposure(canary_loss: Any, alternative_losses: Any) -> jax.Array:
     own = canary[..., None]
     lower = jnp.sum(others < own, axis=-1, dtype=others.dtype)
     equal = jnp.sum(others == own, axis=-1, dtype=others.dtype)
-    bits = jnp.log2(others.shape[-1] + 1.0) - jnp.log2(1 + lower + equal / 2)
+    bits = math.log2(others.shape[-1] + 1) - jnp.log2(1 + lower + equal / 2)
     return jnp.where(jnp.isnan(canary) | jnp.any(jnp.isnan(others), axis=-1), jnp.nan, bits)

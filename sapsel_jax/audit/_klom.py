@@ -106,18 +106,19 @@ def klom_binned(
     check_count("num_bins", num_bins, minimum=1)
     check_positive("smoothing", smoothing)
     both = jnp.concatenate([unlearned, retrained])
-    low, high = jnp.min(both, axis=0), jnp.max(both, axis=0)
+    low, high = (end(both, axis=0, keepdims=True) for end in (jnp.min, jnp.max))
     width = jnp.where(high > low, high - low, 1)
 
     def shares(margins: jax.Array) -> jax.Array:
         place = jnp.clip(jnp.floor((margins - low) / width * num_bins), 0, num_bins - 1)
-        count = jax.vmap(lambda bin: jnp.sum(place == bin, axis=0))(jnp.arange(num_bins))
-        raised = count / len(margins) + smoothing
-        return raised / jnp.sum(raised, axis=0)
+        bins = jnp.arange(num_bins, dtype=place.dtype)
+        share = jax.vmap(lambda bin: jnp.mean(place == bin, axis=0, dtype=place.dtype))(bins)
+        raised = share + smoothing
+        return raised / jnp.sum(raised, axis=0, keepdims=True)
 
     p, q = shares(retrained), shares(unlearned)
     divergence = jnp.sum(p * jnp.log(p / q), axis=0)
-    return jnp.where(jnp.isnan(low), jnp.nan, divergence).astype(both.dtype)
+    return jnp.where(jnp.isnan(low[0]), jnp.nan, divergence)
 
 
 def _pair(unlearned: Any, retrained: Any, clip: float) -> tuple[jax.Array, jax.Array]:

@@ -35,7 +35,7 @@ CALLS = {
     "klom_binned": (audit.klom_binned, ENSEMBLE, 2 * ENSEMBLE[1:]),
     "exposure": (audit.exposure, SCORES, ENSEMBLE[:1].repeat(9, 0)),
     "recovery": (
-        lambda a, p, r: audit.recovery(a, p, r, num_examples=50),
+        lambda a, p, r: audit.recovery(a, p, r, num_examples=500),
         SHARES,
         SHARES[::-1],
         SHARES / 2,

@@ -1,0 +1,64 @@
+"""The whole public API under JAX's own switches: the same numbers, in the same dtypes."""
+
+import contextlib
+import functools
+
+import calls
+import jax
+import numpy as np
+import pytest
+
+SWITCHES = {
+    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "nans": lambda: jax.debug_nans(True),
+    "leaks": jax.checking_leaks,
+    "64 bits": lambda: jax.enable_x64(True),
+}
+"""What a caller hands over is 32 bits wide under each of them."""
+STRICTEST = ("rank promotion", "dtype promotion", "nans")
+
+
+def arrays(name, switches=()):
+    """The arrays that a public function returns under some switches."""
+    with contextlib.ExitStack() as stack:
+        for switch in switches:
+            stack.enter_context(SWITCHES[switch]())
+        return [x for x in jax.tree.leaves(calls.CALLS[name]()) if hasattr(x, "dtype")]
+
+
+@functools.cache
+def plain(name):
+    return arrays(name)
+
+
+def test_every_public_function_is_called():
+    makers = {"with_second_order"}  # what `unlearn` does by default
+    assert set(calls.public_functions()) - makers == set(calls.CALLS) - makers
+
+
+def check_traces(switches):
+    # Tracing is enough to tell, and compiles nothing; a description is text, made on the host.
+    for name in sorted(set(calls.CALLS) - {"describe_mask"}):
+        specs = jax.eval_shape(lambda name=name: arrays(name, switches))
+        assert specs == jax.eval_shape(lambda name=name: arrays(name)), name
+
+
+def test_switches_together_change_no_dtype_and_forbid_nothing():
+    check_traces([name for name in SWITCHES if name != "nans"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_changes_no_dtype_and_forbids_nothing(switch):
+    check_traces([switch])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switches", [STRICTEST, ("leaks",), ("64 bits", *STRICTEST)])
+@pytest.mark.parametrize("name", calls.CALLS)
+def test_a_switch_changes_no_number(name, switches):
+    for a, b in zip(arrays(name, switches), plain(name), strict=True):
+        assert a.dtype == b.dtype
+        if not jax.numpy.issubdtype(a.dtype, jax.dtypes.extended):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
