@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
 T = TypeVar("T")
@@ -65,12 +66,33 @@ def check_positive(name: str, value: Any) -> None:
 
 
 def _number(name: str, value: Any) -> float | None:
-    try:
-        return float(value)
-    except jax.errors.ConcretizationTypeError:
+    """The value of a real number, None where it is traced; no truth value, text or decimal."""
+    if hasattr(value, "dtype"):
+        if not _is_number(value.dtype) or jnp.shape(value) != ():
+            raise TypeError(f"`{name}` must be a number; got {_kind(value)}.")
+        return None if isinstance(value, jax.core.Tracer) else float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` must be a number; got {type(value).__name__}.")
+    return float(value)
+
+
+def _is_number(dtype: Any) -> bool:
+    """Whether a number of this dtype can be reckoned with; floats of 8 bits are for storage."""
+    if _unknown_dtype(dtype) is not None:
+        return False
+    is_float = jnp.issubdtype(dtype, jnp.floating)
+    return jnp.finfo(dtype).bits >= 16 if is_float else jnp.issubdtype(dtype, jnp.integer)
+
+
+def _unknown_dtype(dtype: Any) -> str | None:
+    """How to get rid of a dtype that NumPy has and JAX has not; None where JAX has it."""
+    if not isinstance(dtype, np.dtype) or dtype == jax.dtypes.float0:
         return None
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}` must be a number; got {type(value).__name__}.") from None
+    if not dtype.isnative:
+        return "`x.astype(x.dtype.newbyteorder('='))`"
+    if dtype.kind in "fc" and dtype.itemsize > (8 if dtype.kind == "f" else 16):
+        return f"`x.astype({'float' if dtype.kind == 'f' else 'complex'})`"
+    return "an array of numbers" if dtype.kind in "OSUMm" else None
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -128,10 +150,10 @@ def check_bool_leaves(name: str, mask: Any) -> None:
             raise TypeError(f"`{name}` must hold bool arrays; {where} has dtype {dtype}.")
 
 
-def check_arrays(name: str, tree: Any) -> None:
-    """A pytree of arrays, not of random keys."""
+def check_arrays(name: str, tree: Any, *, keys: bool = False) -> None:
+    """A pytree of arrays; of random keys only where `keys` says so."""
     for where, dtype in _leaf_dtypes(name, tree):
-        if jnp.issubdtype(dtype, jax.dtypes.extended):
+        if not keys and jnp.issubdtype(dtype, jax.dtypes.extended):
             raise TypeError(f"`{name}` must hold arrays of numbers; {where} has dtype {dtype}.")
 
 
@@ -141,9 +163,19 @@ def _leaf_dtypes(name: str, tree: Any) -> Iterator[tuple[str, Any]]:
             dtype = _dtype(leaf)
         except TypeError:
             kind = type(leaf).__name__
+            hint = ""
+            if callable(leaf):  # as a layer's activation is
+                hint = " Keep the arrays alone, of an equinox module by "
+                hint += "`eqx.filter(module, eqx.is_inexact_array)`."
             raise TypeError(
-                f"`{name}` must hold arrays only; {_where(path)} is a {kind}."
+                f"`{name}` must hold arrays only; {_where(path)} is a {kind}.{hint}"
             ) from None
+        remedy = _unknown_dtype(dtype)
+        if remedy is not None:
+            raise TypeError(
+                f"`{name}` must hold arrays of dtypes that JAX has; {_where(path)} has dtype "
+                f"{dtype}: hand over {remedy}."
+            )
         yield _where(path), dtype
 
 
@@ -222,6 +254,7 @@ def check_mask(name: str, mask: Any, like_name: str, like: Any) -> None:
 
 def batch_size(name: str, batch: Any) -> int:
     """The number of examples: the length of every leaf's leading axis, at least 1."""
+    check_arrays(name, batch, keys=True)
     leaves = tree_flatten_with_path(batch)[0]
     if not leaves:
         raise ValueError(f"`{name}` holds no array, so it has no examples.")

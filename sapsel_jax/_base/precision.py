@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sapsel_jax._base.checks import check_arrays
 from sapsel_jax._base.types import Batch, LossFn, Params
 
 
@@ -20,6 +21,9 @@ def count_nonfinite(tree: Any) -> Any:
     Returns:
       A pytree of the same structure; each leaf is an integer scalar.
 
+    Raises:
+      TypeError: if `tree` holds anything but arrays of numbers.
+
     Cost: one pass over the tree.
 
     Example:
@@ -28,11 +32,14 @@ def count_nonfinite(tree: Any) -> Any:
       >>> print(sap.count_nonfinite({"a": jnp.array([1.0, jnp.nan, jnp.inf]), "b": jnp.ones(2)}))
       {'a': Array(2, dtype=int32), 'b': Array(0, dtype=int32)}
     """
+    check_arrays("tree", tree)
     return jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x), dtype=jnp.int32), tree)
 
 
 def wide_dtype(dtype: Any) -> Any:
     """The dtype that sums are kept in: float32, or wider where `dtype` is."""
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        return jnp.dtype(jnp.float32)  # floats of 8 bits are promoted to nothing by themselves
     with jax.numpy_dtype_promotion("standard"):  # a strict setting is about what users mix
         return jnp.promote_types(dtype, jnp.float32)
 

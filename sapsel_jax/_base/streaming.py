@@ -89,15 +89,12 @@ def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:
     check_same_tree("value", value, "state", state.total)
     check_number("num_examples", num_examples, minimum=0)
     count = jnp.asarray(num_examples, jnp.float32)
-    pairs = jax.tree.map(
-        lambda total, rest, x: _add(total, rest, jnp.asarray(x, total.dtype), count),
-        state.total,
-        state.rest,
-        value,
-    )
-    total, rest = jax.tree.transpose(
-        jax.tree.structure(state.total), jax.tree.structure((0, 0)), pairs
-    )
+    structure = jax.tree.structure(state.total)
+    pairs = [
+        _add(total, rest, jnp.asarray(x).astype(total.dtype), count)
+        for total, rest, x in zip(*map(jax.tree.leaves, (*state[:2], value)), strict=True)
+    ]
+    total, rest = (structure.unflatten(part[i] for part in pairs) for i in range(2))
     return MeanState(
         total, rest, *_add(state.num_examples, state.num_examples_rest, jnp.float32(1), count)
     )

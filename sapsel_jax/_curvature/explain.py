@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sapsel_jax._base.checks import check_float_leaves, named_leaves
+from sapsel_jax._base.checks import check_arrays, check_float_leaves, named_leaves
 from sapsel_jax._base.columns import aligned
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Example, LossFn, Params
@@ -114,6 +114,7 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
       total   ...
     """
     check_float_leaves("params", params)
+    check_arrays("example", example, keys=True)
     loss = one_scalar(loss_fn)
     graph = trace(lambda p, e: loss(p, e, *args), params, example)
     routes = choose(graph)

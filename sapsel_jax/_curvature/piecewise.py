@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.flatten_util import ravel_pytree
 
-from sapsel_jax._base.checks import check_float_leaves
+from sapsel_jax._base.checks import check_arrays, check_float_leaves
 from sapsel_jax._base.types import Params
 from sapsel_jax._graph.graph import Graph, trace
 from sapsel_jax._graph.reach import bending
@@ -50,6 +50,7 @@ def is_piecewise_affine(
       {'a': True, 'b': True, 'c': False}
     """
     check_float_leaves("params", params)
+    check_arrays("example", example, keys=True)
     outputs = lambda p, e: ravel_pytree(model_fn(p, e, *args))[0]
     graph = trace(outputs, params, example)
     accepted = [_affine_from(graph, var) for var in graph.leaves]

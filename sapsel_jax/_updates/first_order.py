@@ -89,6 +89,7 @@ def first_order_step(
     params = jax.tree.map(jnp.asarray, params)
     optimizer = optax.sgd(step_size) if mask is None else selective(optax.sgd(step_size), mask)
     updates, _ = optimizer.update(change, optimizer.init(params), params)
-    moved = optax.apply_updates(params, updates)
+    add = lambda p, u: (widen(p) + u).astype(p.dtype)
+    moved = jax.tree.map(add, params, updates)
     finite = is_finite(moved, mask)
     return keep_unselected(params, moved, mask, finite), finite

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._base.checks import check_float_leaves
+from sapsel_jax._base.checks import check_arrays, check_float_leaves
 from sapsel_jax._base.precision import wide_dtype
 
 
@@ -51,6 +51,7 @@ def wide_logits(
 
 def wide_labels(name: str, labels: Any, logits_name: str, logits: jax.Array) -> jax.Array:
     """Integers in the shape of the logits without their last axis, of at least 32 bits."""
+    check_arrays(name, labels)
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"`{name}` must hold integers; got dtype {labels.dtype}.")
@@ -71,6 +72,7 @@ def counted(name: str, where: Any, scores: jax.Array) -> jax.Array:
     """Which examples count: all of them where nothing is said."""
     if where is None:
         return jnp.ones(scores.shape[:1], bool)
+    check_arrays(name, where)
     where = jnp.asarray(where)
     if where.dtype != bool:
         raise TypeError(f"`{name}` must hold bools; got dtype {where.dtype}.")
