@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
+from sapsel_jax._base.bits import is_number
+
 T = TypeVar("T")
 
 
@@ -68,7 +70,7 @@ def check_positive(name: str, value: Any) -> None:
 def _number(name: str, value: Any) -> float | None:
     """The value of a real number, None where it is traced; no truth value, text or decimal."""
     if hasattr(value, "dtype"):
-        if not _is_number(value.dtype) or jnp.shape(value) != ():
+        if not _is_real(value.dtype) or jnp.shape(value) != ():
             raise TypeError(f"`{name}` must be a number; got {_kind(value)}.")
         return None if isinstance(value, jax.core.Tracer) else float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -76,7 +78,7 @@ def _number(name: str, value: Any) -> float | None:
     return float(value)
 
 
-def _is_number(dtype: Any) -> bool:
+def _is_real(dtype: Any) -> bool:
     """Whether a number of this dtype can be reckoned with; floats of 8 bits are for storage."""
     if _unknown_dtype(dtype) is not None:
         return False
@@ -86,13 +88,13 @@ def _is_number(dtype: Any) -> bool:
 
 def _unknown_dtype(dtype: Any) -> str | None:
     """How to get rid of a dtype that NumPy has and JAX has not; None where JAX has it."""
-    if not isinstance(dtype, np.dtype) or dtype == jax.dtypes.float0:
+    if not isinstance(dtype, np.dtype) or dtype == jax.dtypes.float0 or is_number(dtype):
         return None
     if not dtype.isnative:
         return "`x.astype(x.dtype.newbyteorder('='))`"
-    if dtype.kind in "fc" and dtype.itemsize > (8 if dtype.kind == "f" else 16):
+    if dtype.kind in "fc":
         return f"`x.astype({'float' if dtype.kind == 'f' else 'complex'})`"
-    return "an array of numbers" if dtype.kind in "OSUMm" else None
+    return "an array of numbers"
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

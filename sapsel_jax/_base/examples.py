@@ -74,5 +74,5 @@ def reduce_sum(total: Any, num_examples: int, weights: Any, reduction: str) -> A
 
 def draw_examples(batch: Batch, key: jax.Array, shape: tuple[int, ...]) -> Batch:
     """Random examples of a batch, with the leading axes `shape`."""
-    rows = jax.random.randint(key, shape, 0, batch_size("batch", batch))
+    rows = jax.random.randint(key, shape, 0, batch_size("batch", batch), jnp.int32)
     return jax.tree.map(lambda x: jnp.asarray(x)[rows], batch)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from sapsel_jax._base.archives import placed
-from sapsel_jax._base.bits import dtype_named, fingerprint, is_number, word_of, words_of
+from sapsel_jax._base.bits import dtype_named, fingerprint, word_of, words_of
 from sapsel_jax._base.checks import (
     by_path,
     check_arrays,
@@ -297,7 +297,3 @@ def _check_held(name: str, tree: Any) -> None:
         if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
             kind = type(leaf).__name__
             raise TypeError(f"`{name}` must hold arrays only; {where} is a {kind}.")
-        if not is_number(leaf.dtype):
-            raise TypeError(
-                f"`{name}` must hold arrays of bools or numbers; {where} has dtype {leaf.dtype}."
-            )

@@ -212,6 +212,10 @@ def test_bad_arguments_of_patches(before, after, kind, message):
     refuses(lambda: sap.make_patch(before, after), kind, message)
 
 
+STRANGE = "arrays of dtypes that JAX has; leaf 'a' has dtype"
+NUMBERS = "hand over an array of numbers"
+
+
 @pytest.mark.parametrize(
     ("leaf", "kind"),
     [
@@ -219,16 +223,13 @@ def test_bad_arguments_of_patches(before, after, kind, message):
         (2, "arrays only; leaf 'a' is a int"),
         (True, "arrays only; leaf 'a' is a bool"),
         (jax.ShapeDtypeStruct((2,), jnp.float32), "arrays only; leaf 'a' is a ShapeDtypeStruct"),
-        (
-            np.zeros(2, [("x", np.float32)]),
-            "arrays of bools or numbers; leaf 'a' has dtype [('x', '<f4')]",
-        ),
-        (np.zeros(2, "V4"), "arrays of bools or numbers; leaf 'a' has dtype |V4"),
-        (np.array(["x"]), "arrays of bools or numbers; leaf 'a' has dtype <U1"),
-        (np.array([None]), "arrays of bools or numbers; leaf 'a' has dtype object"),
-        (np.zeros(2, ">f4"), "arrays of bools or numbers; leaf 'a' has dtype >f4"),
-        (np.zeros(2, np.longdouble), "arrays of bools or numbers; leaf 'a' has dtype float128"),
-        (np.zeros(2, "M8[s]"), "arrays of bools or numbers; leaf 'a' has dtype datetime64[s]"),
+        (np.zeros(2, [("x", np.float32)]), f"{STRANGE} [('x', '<f4')]: {NUMBERS}"),
+        (np.zeros(2, "V4"), f"{STRANGE} |V4: {NUMBERS}"),
+        (np.array(["x"]), f"{STRANGE} <U1: {NUMBERS}"),
+        (np.array([None]), f"{STRANGE} object: {NUMBERS}"),
+        (np.zeros(2, ">f4"), f"{STRANGE} >f4: hand over `x.astype(x.dtype.newbyteorder('='))`"),
+        (np.zeros(2, np.longdouble), f"{STRANGE} float128: hand over `x.astype(float)`"),
+        (np.zeros(2, "M8[s]"), f"{STRANGE} datetime64[s]: {NUMBERS}"),
     ],
     ids=repr,
 )
