@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from sapsel_jax._base.bits import is_number
@@ -72,7 +73,7 @@ def _number(name: str, value: Any) -> float | None:
     if hasattr(value, "dtype"):
         if not _is_real(value.dtype) or jnp.shape(value) != ():
             raise TypeError(f"`{name}` must be a number; got {_kind(value)}.")
-        return None if isinstance(value, jax.core.Tracer) else float(value)
+        return None if isinstance(value, Tracer) else float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"`{name}` must be a number; got {type(value).__name__}.")
     return float(value)

@@ -34,7 +34,9 @@ def iterative_update(
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
       params: pytree of floating-point arrays.
       batches: pytree of arrays with leading axes (steps, examples).
-      optimizer: any optax transformation; it is wrapped by `selective`.
+      optimizer: any optax transformation; it is wrapped by `selective`. Under JAX's strict dtype
+        promotion it must keep to that by itself: `optax.sgd` and `optax.lion` do, `optax.adam` and
+        step sizes by a schedule do not.
       mask: pytree of bool arrays shaped like `params`, True for the entries that may move; None
         moves all of them.
       retained: batches to mix in, with as many steps; each step's loss is the mean over the
