@@ -52,7 +52,9 @@ def train_once(
 ) -> Trained:
     """What `train` returns, from `folder` if it was trained before.
 
-    A file that is damaged is moved aside, and its model trained again.
+    A file that is damaged is moved aside, and its model trained again. Who may read the files is
+    up to the umask, as for any file that a program writes: a model may tell what it was trained on,
+    so set `umask 077` where the data are private.
 
     Raises:
       UsageError: if training gives parameters that are not finite.

@@ -18,12 +18,16 @@ class MeanState(NamedTuple):
       rest: what rounding left out of `total`, shaped like it.
       num_examples: float32, how many examples were added.
       num_examples_rest: what rounding left out of it.
+      magnitude: pytree of int8: 1 where an entry of `total` and `rest` is kept in units of 2^64,
+        because its sum might be infinite, -1 where it is kept in units of 2^-64, because digits
+        would be lost, 0 elsewhere. In float64 the units are 2^512 and 2^-512.
     """
 
     total: Any
     rest: Any
     num_examples: jax.Array
     num_examples_rest: jax.Array
+    magnitude: Any
 
 
 def mean_init(like: Any) -> MeanState:
@@ -54,10 +58,10 @@ def mean_init(like: Any) -> MeanState:
       Array([3., 2.], dtype=float32)
     """
     check_float_leaves("like", like)
-    zeros = lambda: jax.tree.map(
-        lambda x: jnp.zeros(jnp.shape(x), wide_dtype(jnp.result_type(x))), like
-    )
-    return MeanState(zeros(), zeros(), jnp.float32(0), jnp.float32(0))
+    full = lambda x, value, dtype: jnp.full(jnp.shape(x), value, dtype)
+    zeros = lambda: jax.tree.map(lambda x: full(x, 0, wide_dtype(jnp.result_type(x))), like)
+    magnitude = jax.tree.map(lambda x: full(x, -1, jnp.int8), like)
+    return MeanState(zeros(), zeros(), jnp.float32(0), jnp.float32(0), magnitude)
 
 
 def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:
@@ -66,6 +70,7 @@ def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:
     Args:
       state: of `mean_init` or `mean_update`.
       value: pytree of means over the batch, such as gradients or the result of `exact_diagonal`.
+        Numbers that are too small for the backend's arithmetic, as denormal ones on CPU, count as 0.
       num_examples: how many examples it is the mean of, or the sum of their weights; at least 0,
         exact below 2²⁴, may be traced.
 
@@ -90,14 +95,11 @@ def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:
     check_number("num_examples", num_examples, minimum=0)
     count = jnp.asarray(num_examples, jnp.float32)
     structure = jax.tree.structure(state.total)
-    pairs = [
-        _add(total, rest, jnp.asarray(x).astype(total.dtype), count)
-        for total, rest, x in zip(*map(jax.tree.leaves, (*state[:2], value)), strict=True)
-    ]
-    total, rest = (structure.unflatten(part[i] for part in pairs) for i in range(2))
-    return MeanState(
-        total, rest, *_add(state.num_examples, state.num_examples_rest, jnp.float32(1), count)
-    )
+    trees = state.total, state.rest, state.magnitude, value
+    parts = [_add_leaf(*leaves, count) for leaves in zip(*map(jax.tree.leaves, trees), strict=True)]
+    total, rest, magnitude = (structure.unflatten(part[i] for part in parts) for i in range(3))
+    counts = _add(state.num_examples, state.num_examples_rest, jnp.float32(1), count)
+    return MeanState(total, rest, *counts, magnitude)
 
 
 def mean_finalize(state: MeanState) -> Any:
@@ -112,7 +114,7 @@ def mean_finalize(state: MeanState) -> Any:
     Example: see `mean_init`.
     """
 
-    def divide(total: Any, rest: Any) -> jax.Array:
+    def divide(total: Any, rest: Any, magnitude: Any) -> jax.Array:
         total, rest = jnp.asarray(total), jnp.asarray(rest)
         counts = [
             jnp.asarray(count, total.dtype)
@@ -122,9 +124,31 @@ def mean_finalize(state: MeanState) -> Any:
         quotient = total / counts[0]
         for count in counts:
             total, rest = _add(total, rest, -quotient, count)
-        return quotient + (total + rest) / counts[0]
+        mean = quotient + (total + rest) / counts[0]
+        return mean * _units(jnp.asarray(magnitude), mean.dtype)
 
-    return jax.tree.map(divide, state.total, state.rest)
+    return jax.tree.map(divide, state.total, state.rest, state.magnitude)
+
+
+def _units(magnitude: jax.Array, dtype: Any) -> jax.Array:
+    """What numbers of each magnitude are measured in: powers of two."""
+    unit = 2.0 ** (jnp.finfo(dtype).maxexp // 2)
+    exact = lambda number: jnp.asarray(number, dtype)
+    return jnp.where(magnitude > 0, exact(unit), jnp.where(magnitude < 0, exact(1 / unit), 1))
+
+
+def _add_leaf(
+    total: Any, rest: Any, magnitude: Any, x: Any, count: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Adds x · count to a leaf, in units of the largest magnitude so far."""
+    total, rest, before = map(jnp.asarray, (total, rest, magnitude))
+    x = jnp.asarray(x).astype(total.dtype)
+    large, small = (_units(jnp.int8(sign), x.dtype) for sign in (1, -1))
+    own = (jnp.abs(x) > large).astype(jnp.int8) - (jnp.abs(x) < small).astype(jnp.int8)
+    now = jnp.maximum(before, own)
+    units = _units(now, x.dtype)
+    change = _units(before, x.dtype) / units
+    return *_add(total * change, rest * change, x / units, count), now
 
 
 def _add(

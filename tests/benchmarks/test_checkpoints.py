@@ -1,6 +1,8 @@
 """Trained parameters by a hash of what they depend on."""
 
+import os
 import pickle
+import stat
 
 import jax
 import numpy as np
@@ -60,11 +62,14 @@ def test_nothing_is_trained_twice(tmp_path, monkeypatch):
         train_once(tmp_path, MODEL, RECIPE, DATA, IDS, 4, 2)
 
 
-def test_others_may_read_the_cache(tmp_path):
-    train_once(tmp_path, MODEL, RECIPE, DATA, IDS, 4, 1)
-    (tmp_path / "made as usual").touch()
-    (mode,) = {path.stat().st_mode for path in tmp_path.iterdir()}
-    assert mode & 0o400
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_the_umask_says_who_may_read_the_cache(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        train_once(tmp_path, MODEL, RECIPE, DATA, IDS, 4, 1)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
 
 
 def rewrite(**changes):

@@ -137,6 +137,41 @@ def test_nothing_and_no_numbers():
     np.testing.assert_array_equal(sap.mean_finalize(state), [jnp.nan, 1.0])
 
 
+def test_a_stream_of_nothing():
+    assert sap.mean_finalize(sap.mean_update(sap.mean_init({"a": ()}), {"a": ()}, 3)) == {"a": ()}
+
+
+def test_large_and_small_numbers_have_means():
+    # 1e-40 is denormal, and XLA's arithmetic on CPU takes it for 0.
+    for numbers in ([3e38, 3e38], [-3e38, 3e38, 3e38], [2e-38, 4e-38], [1e-37, 1e-37], [1e-40]):
+        state = sap.mean_init(jnp.zeros(()))
+        for number in numbers:
+            state = UPDATE(state, np.float32(number), 5)
+        want = np.mean(np.asarray(numbers, np.float32), dtype=np.float64)
+        np.testing.assert_allclose(sap.mean_finalize(state), want, rtol=1e-7, atol=2e-40)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(1, 2), st.integers(-125, 126), st.booleans(), st.integers(1, 1000)),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_means_of_numbers_of_any_magnitude(parts):
+    numbers = [np.float32((-1) ** sign * m * 2.0**e) for m, e, sign, _ in parts]
+    counts = [count for *_, count in parts]
+    state = sap.mean_init(jnp.zeros(()))
+    for number, count in zip(numbers, counts, strict=True):
+        state = UPDATE(state, number, count)
+    terms = [Fraction(float(x)) * n for x, n in zip(numbers, counts, strict=True)]
+    want = float(sum(terms) / sum(counts))
+    # 44 bits of the largest term are kept, and denormal numbers are 0.
+    slack = float(max(map(abs, terms)) / sum(counts)) * 2.0**-44 + 2.0**-126
+    np.testing.assert_allclose(float(sap.mean_finalize(state)), want, rtol=2e-7, atol=slack)
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
