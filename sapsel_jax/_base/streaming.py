@@ -70,7 +70,7 @@ def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:
     Args:
       state: of `mean_init` or `mean_update`.
       value: pytree of means over the batch, such as gradients or the result of `exact_diagonal`.
-        Numbers that are too small for the backend's arithmetic, as denormal ones on CPU, count as 0.
+        Numbers too small for the backend's arithmetic, such as denormal ones on CPU, count as 0.
       num_examples: how many examples it is the mean of, or the sum of their weights; at least 0,
         exact below 2²⁴, may be traced.
 
@@ -98,8 +98,8 @@ def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:
     trees = state.total, state.rest, state.magnitude, value
     parts = [_add_leaf(*leaves, count) for leaves in zip(*map(jax.tree.leaves, trees), strict=True)]
     total, rest, magnitude = (structure.unflatten(part[i] for part in parts) for i in range(3))
-    counts = _add(state.num_examples, state.num_examples_rest, jnp.float32(1), count)
-    return MeanState(total, rest, *counts, magnitude)
+    num, num_rest = _add(state.num_examples, state.num_examples_rest, jnp.float32(1), count)
+    return MeanState(total, rest, num, num_rest, magnitude)
 
 
 def mean_finalize(state: MeanState) -> Any:
