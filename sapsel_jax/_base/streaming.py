@@ -95,8 +95,11 @@ def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:
     check_number("num_examples", num_examples, minimum=0)
     count = jnp.asarray(num_examples, jnp.float32)
     structure = jax.tree.structure(state.total)
-    trees = state.total, state.rest, state.magnitude, value
-    parts = [_add_leaf(*leaves, count) for leaves in zip(*map(jax.tree.leaves, trees), strict=True)]
+    leaves = map(jax.tree.leaves, (state.total, state.rest, state.magnitude, value))
+    parts = [
+        _add_leaf(total, rest, magnitude, x, count)
+        for total, rest, magnitude, x in zip(*leaves, strict=True)
+    ]
     total, rest, magnitude = (structure.unflatten(part[i] for part in parts) for i in range(3))
     num, num_rest = _add(state.num_examples, state.num_examples_rest, jnp.float32(1), count)
     return MeanState(total, rest, num, num_rest, magnitude)
