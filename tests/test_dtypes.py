@@ -141,3 +141,20 @@ def test_floats_of_8_bits_are_reckoned_with_in_32(dtype):
     for a, b in zip(*map(jax.tree.leaves, (got[0], want[0])), strict=True):
         assert a.dtype == dtype
         np.testing.assert_array_equal(a.astype(np.float32), b.astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, ml_dtypes.float8_e4m3fn])
+def test_losses_that_compute_narrowly_are_followed_under_strict_promotion(monkeypatch, dtype):
+    recast(monkeypatch, CONSTANTS, dtype)
+    model_fn = calls.model_fn
+    cast = lambda tree: jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), tree)
+    monkeypatch.setattr(calls, "model_fn", lambda p, e: model_fn(cast(p), cast(e)))
+    monkeypatch.setattr(calls, "output_loss", lambda o, e: 0.5 * jnp.square(o - cast(e[1])))
+    monkeypatch.setattr(calls, "penalty", lambda p: 0.1 * sum(x.sum() ** 2 for x in p.values()))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        for diagonal in (calls.CALLS["exact_diagonal"], calls.CALLS["propagated_diagonal"]):
+            found = jax.eval_shape(lambda diagonal=diagonal: diagonal())
+            assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+        for update in (calls.CALLS["iterative_update"], calls.CALLS["unlearn"]):
+            moved = jax.eval_shape(lambda update=update: update()[0])
+            assert {leaf.dtype for leaf in jax.tree.leaves(moved)} == {np.dtype(dtype)}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapsel_jax._base.precision import wide_dtype
+from sapsel_jax._base.precision import widen
 from sapsel_jax._curvature.blocks import Block, in_variables
 from sapsel_jax._graph.graph import Graph, Values
 
@@ -91,8 +91,8 @@ def _elementwise(
     (x,), (adjoint,), (r,) = points, adjoints, drawn
     ones = jnp.ones_like(x)
     slope = lambda y: jax.jvp(lambda z: fn(z)[0], (y,), (ones,))[1]
-    bend = adjoint * jax.jvp(slope, (x,), (ones,))[1]
-    first = jnp.sqrt(jnp.abs(bend)) * r
+    bend = widen(adjoint) * widen(jax.jvp(slope, (x,), (ones,))[1])
+    first = jnp.sqrt(jnp.abs(bend)) * widen(r)
     return [Noise(Pair(first, jnp.sign(bend) * first), bend, True)]
 
 
@@ -110,8 +110,8 @@ def _logsumexp(
     (out,), back = jax.vjp(fn, x)
     (p,), (weighted,) = back([jnp.ones_like(out)]), back([adjoint])
     c = weighted.sum(axes, keepdims=True)
-    root = _along_one_axis(_multinomial_root, axes, p.astype(wide_dtype(x.dtype)), r)
-    first = (jnp.sqrt(jnp.abs(c)) * root).astype(x.dtype)
+    root = _along_one_axis(_multinomial_root, axes, widen(p), widen(r))
+    first = (widen(jnp.sqrt(jnp.abs(c))) * root).astype(x.dtype)
     sign, diagonal = jnp.sign(c), c * p * (1 - p)
     if c.size == 1:
         return [Noise(Pair(first, None, sign.reshape(())), diagonal, True)]

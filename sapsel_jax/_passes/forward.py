@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._base.precision import wide_dtype
+from sapsel_jax._base.precision import wide_dtype, widen
 from sapsel_jax._graph.affine import is_affine
 from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.graph import Graph, Node, Values, restrict
@@ -88,7 +88,7 @@ def _scale(
         else:
             fn = restrict(node, [i], inputs)
             slope = jax.jvp(fn, (inputs[i],), (jnp.ones_like(inputs[i]),))[1][0]
-            total += tangent.value * slope[(None,) * len(tangent.directions)]
+            total += tangent.value * widen(slope)[(None,) * len(tangent.directions)]
     return Tangent(total, aligned[0].directions, aligned[0].tied)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._base.precision import wide_dtype
+from sapsel_jax._base.precision import wide_dtype, widen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,10 +69,10 @@ def contract(
     for factor in factors:
         keep = [size != 1 for size in factor.value.shape[num_directions:]]
         drop = [num_directions + a for a in range(rank) if not keep[a]]
-        operands.append(jnp.squeeze(factor.value, drop))
+        operands.append(jnp.squeeze(widen(factor.value), drop))
         names = [axis for axis, kept in zip(axes, keep, strict=True) if kept]
         terms.append("".join(directions + names))
-    operands.append(weights)
+    operands.append(widen(weights))
     terms.append("".join(rows + axes))
     tied = [axis for axis, labels in zip(axes, first.tied, strict=True) if labels]
     result = "".join(rows + directions + tied)

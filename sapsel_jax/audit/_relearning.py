@@ -83,7 +83,8 @@ def relearn(
       step_sizes: what the attacker tries, above 0, shape (step sizes,).
       counts: Python integers of at least 0, rising, none above the number of `examples`; 0 is the
         model as it is.
-      optimizer: a function of the step size that returns an optax transformation.
+      optimizer: a function of the step size that returns an optax transformation. The step size is
+        an array: cast it there where parameters are floats of 8 bits, or promotion is strict.
       num_steps: of each attack, a Python integer of at least 1.
       batch_size: how many examples each step takes, at least 1; with a smaller count some twice.
       at_once: how many attacks run side by side, as in `train_ensemble`.
