@@ -13,10 +13,12 @@ from sapsel_jax._graph.equations import all_equations
 from sapsel_jax._graph.rules import has_rule, is_from_jax
 
 
-def hessian_vector(fn: Callable[[Any], jax.Array], point: Any, vector: Any) -> Any:
-    """The Hessian of a function times a vector."""
+def hessian_vector(
+    fn: Callable[[Any], jax.Array], point: Any, vector: Any, *, has_rules: bool = True
+) -> Any:
+    """The Hessian of a function times a vector; without custom rules there is less to look at."""
     gradient = jax.grad(fn)
-    if _runs_forward(fn, gradient, point):
+    if not has_rules or _runs_forward(fn, gradient, point):
         return jax.jvp(gradient, (point,), (vector,))[1]
     return jax.vjp(gradient, point)[1](vector)[0]
 
@@ -54,8 +56,8 @@ def jacobian_maps(
 
 def _runs_forward(fn: Callable[[Any], Any], derived: Callable[[Any], Any], point: Any) -> bool:
     """Whether `derived`, which is `fn` or its gradient, has a forward derivative."""
-    steps = all_equations(jax.make_jaxpr(fn)(point).jaxpr)
-    if all(is_from_jax(eqn) for _, eqn in steps if has_rule(eqn)):
+    steps = [eqn for _, eqn in all_equations(jax.make_jaxpr(fn)(point).jaxpr) if has_rule(eqn)]
+    if all(eqn.primitive.name == "custom_jvp_call" and is_from_jax(eqn) for eqn in steps):
         return True
     push = lambda point, vector: jax.jvp(derived, (point,), (vector,))[1]
     try:

@@ -109,7 +109,9 @@ def probe_records(
         value = values[one.site]
         own_key = jax.random.fold_in(key, one.number)
         signs = jax.random.rademacher(own_key, value.shape, value.dtype)
-        product = hessian_vector(tail(graph, one.site, values), value, signs)
+        ruled = any(node.ruled for node in graph.after([one.site]))
+        output = tail(graph, one.site, values)
+        product = hessian_vector(output, value, signs, has_rules=ruled)
         result = pair(graph, one, values, signs, product)
         records += records_of_uses(graph, one.uses, one.is_diagonal, values, result)
     return records

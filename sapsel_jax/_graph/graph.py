@@ -241,8 +241,8 @@ class _Builder:
                     "The function computes complex numbers from the parameters, which only "
                     "`basis_diagonal` and `probe_diagonal` can follow."
                 )
-            is_float = jnp.issubdtype(dtype, jnp.floating)
-            self.sources[var] = sources if is_float and not node.facts.flat else 0
+            is_moved = jnp.issubdtype(dtype, jnp.floating) and self.avals[var].size
+            self.sources[var] = sources if is_moved and not node.facts.flat else 0
 
     def inline(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[int]) -> list[int]:
         """Adds the operations of a jaxpr applied to variables; returns those of its results."""
