@@ -24,7 +24,8 @@ def basis_diagonal(
 ) -> Callable[..., Diagonal]:
     """The exact diagonal of the Hessian of any scalar function of a pytree.
 
-    Entry i is eᵢᵀ H eᵢ, read from `jax.jvp` of `jax.grad` along each basis vector eᵢ. Each leaf is
+    Entry i is eᵢᵀ H eᵢ, read from `jax.jvp` of `jax.grad` along each basis vector eᵢ, or from
+    `jax.vjp` of `jax.grad` where a custom rule can only be run in reverse. Each leaf is
     differentiated alone, which gives the same diagonal for less work. This is the oracle that the
     faster diagonals are tested against, and their fallback.
 
