@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sapsel_jax._graph.equations import all_equations
 from sapsel_jax._graph.rules import has_rule, is_from_jax
@@ -20,7 +21,7 @@ def hessian_vector(
     gradient = jax.grad(fn)
     if not has_rules or _runs_forward(fn, gradient, point):
         return jax.jvp(gradient, (point,), (vector,))[1]
-    return jax.vjp(gradient, point)[1](vector)[0]
+    return _in_reverse(gradient, point)(vector)
 
 
 def hessian_map(fn: Callable[[Any], jax.Array], point: Any) -> Callable[[Any], Any]:
@@ -28,8 +29,7 @@ def hessian_map(fn: Callable[[Any], jax.Array], point: Any) -> Callable[[Any], A
     gradient = jax.grad(fn)
     if _runs_forward(fn, gradient, point):
         return jax.linearize(gradient, point)[1]
-    back = jax.vjp(gradient, point)[1]
-    return lambda vector: back(vector)[0]
+    return _in_reverse(gradient, point)
 
 
 def hessian(fn: Callable[[jax.Array], jax.Array], point: jax.Array) -> jax.Array:
@@ -37,7 +37,7 @@ def hessian(fn: Callable[[jax.Array], jax.Array], point: jax.Array) -> jax.Array
     gradient = jax.grad(fn)
     if _runs_forward(fn, gradient, point):
         return jax.jacfwd(gradient)(point)
-    return jax.jacrev(gradient)(point)
+    return jax.vmap(_in_reverse(gradient, point))(jnp.eye(point.size, dtype=point.dtype))
 
 
 def jacobian_maps(
@@ -52,6 +52,25 @@ def jacobian_maps(
         forth = jax.linear_transpose(lambda vector: back(vector)[0], value)
         push = lambda vector: forth(vector)[0]
     return value, push, lambda vector: back(vector)[0]
+
+
+def _in_reverse(gradient: Callable[[Any], Any], point: Any) -> Callable[[Any], Any]:
+    """The transposed derivative of a gradient as the function that multiplies a vector by it."""
+    back = jax.vjp(gradient, point)[1]
+
+    def product(vector: Any) -> Any:
+        try:
+            return back(vector)[0]
+        except ValueError as error:
+            raise NotImplementedError(
+                "JAX has no second derivatives of this function: a custom rule in it runs in "
+                "reverse only, and a loop in that rule cannot be run in reverse. Choose a solver "
+                "or a loop that can be differentiated twice (in diffrax "
+                "`adjoint=DirectAdjoint()`), or take first derivatives alone "
+                "(`empirical_fisher_diagonal`)."
+            ) from error
+
+    return product
 
 
 def _runs_forward(fn: Callable[[Any], Any], derived: Callable[[Any], Any], point: Any) -> bool:

@@ -118,7 +118,22 @@ def test_exact_is_the_oracle_in_any_two_places(name, inner, outer):
     check_exact(rules.WRAPPERS[outer](rules.WRAPPERS[inner](FUNCTIONS[name])))
 
 
-@pytest.mark.parametrize("name", [x for x in NAMES if x != "vjp clips"])
+def test_sampled_gauss_newton_takes_the_slopes_of_the_rules():
+    params, batch = inputs()
+    output_loss = lambda out, x: jnp.sum(jnp.cosh(out) * x[:2])  # one output moves each entry
+    model_fn = model_with(FUNCTIONS["jvp rounds, by its value"])
+    want = sap.gauss_newton_diagonal(model_fn, output_loss)(params, batch)
+    sampled = sap.sampled_gauss_newton_diagonal(model_fn, output_loss)
+    check(sampled(params, batch, jax.random.key(2)), want)
+
+
+def test_zero_size_arrays_on_the_way():
+    loss_fn = lambda w, x: jnp.sum(jax.lax.associative_scan(jnp.multiply, jnp.sin(w * x)) ** 2)
+    w, batch = jnp.array([0.5, 0.8]), jnp.ones((1, 2))
+    check(sap.exact_diagonal(loss_fn)(w, batch), oracle(loss_fn, w, batch))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_fisher_and_gauss_newton_take_the_slopes_of_the_rules(name):
     params, batch = inputs()
     loss_fn = loss_with(wrapped(name))
@@ -177,6 +192,34 @@ def test_rules_that_run_in_reverse_only(name):
 @pytest.mark.parametrize("name", rules.TWINS)
 def test_estimates_of_rules_that_run_in_reverse_only(name):
     check_estimates(*rules.TWINS[name])
+
+
+@jax.custom_vjp
+def loops_back(x):
+    return x**3
+
+
+def back_by_a_loop(x, g):
+    go_on, step = lambda state: state[0] < 2, lambda state: (state[0] + 1, state[1] * x)
+    return (3 * jax.lax.while_loop(go_on, step, (0, g))[1],)
+
+
+loops_back.defvjp(lambda x: (loops_back(x), x), back_by_a_loop)
+
+
+def test_rules_without_second_derivatives_are_refused():
+    loss_fn = lambda w, x: jnp.sum(loops_back(w * x))
+    w, batch = jnp.array([0.5, 0.8]), jnp.ones((1, 2))
+    check(sap.empirical_fisher_diagonal(loss_fn)(w, batch), 9 * w**4)
+    calls = [
+        lambda: sap.basis_diagonal(lambda p: loss_fn(p, batch[0]))(w),
+        lambda: sap.exact_diagonal(loss_fn)(w, batch),
+        lambda: sap.hutchinson_diagonal(loss_fn)(w, batch, jax.random.key(0)),
+        lambda: sap.propagated_diagonal(loss_fn)(w, batch, jax.random.key(0)),
+    ]
+    for call in calls:
+        with pytest.raises(NotImplementedError, match="runs in reverse only, and a loop"):
+            call()
 
 
 @pytest.mark.parametrize("gauss_newton", [False, True])
