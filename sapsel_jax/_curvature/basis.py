@@ -41,6 +41,7 @@ def basis_diagonal(
       TypeError: if `params` holds anything but real floating-point arrays, `fn` returns anything
         but one real scalar, or `chunk` is no integer.
       ValueError: if `chunk` is below 1.
+      NotImplementedError: if JAX cannot differentiate `fn` twice.
 
     Cost: one Hessian-vector product per parameter: about 2 to 4 gradient equivalents each.
 

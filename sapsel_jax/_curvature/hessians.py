@@ -4,7 +4,8 @@ They are taken forward over reverse. Where a custom rule can only be run in reve
 reverse over reverse: the transpose, which has the same diagonal.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -56,21 +57,27 @@ def jacobian_maps(
 
 def _in_reverse(gradient: Callable[[Any], Any], point: Any) -> Callable[[Any], Any]:
     """The transposed derivative of a gradient as the function that multiplies a vector by it."""
-    back = jax.vjp(gradient, point)[1]
+    with _refusal():
+        back = jax.vjp(gradient, point)[1]
 
     def product(vector: Any) -> Any:
-        try:
+        with _refusal():
             return back(vector)[0]
-        except ValueError as error:
-            raise NotImplementedError(
-                "JAX has no second derivatives of this function: a custom rule in it runs in "
-                "reverse only, and a loop in that rule cannot be run in reverse. Choose a solver "
-                "or a loop that can be differentiated twice (in diffrax "
-                "`adjoint=DirectAdjoint()`), or take first derivatives alone "
-                "(`empirical_fisher_diagonal`)."
-            ) from error
 
     return product
+
+
+@contextlib.contextmanager
+def _refusal() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:  # equinox raises the second
+        raise NotImplementedError(
+            "JAX has no second derivatives of this function: a custom rule in it runs in reverse "
+            "only, and cannot be run in reverse twice. Choose a solver or a loop that can be "
+            "differentiated twice (in diffrax `adjoint=DirectAdjoint()`), or take first "
+            "derivatives alone (`empirical_fisher_diagonal`)."
+        ) from error
 
 
 def _runs_forward(fn: Callable[[Any], Any], derived: Callable[[Any], Any], point: Any) -> bool:
@@ -81,7 +88,7 @@ def _runs_forward(fn: Callable[[Any], Any], derived: Callable[[Any], Any], point
     push = lambda point, vector: jax.jvp(derived, (point,), (vector,))[1]
     try:
         jaxpr = jax.make_jaxpr(push)(point, point).jaxpr
-    except TypeError:
+    except (TypeError, RuntimeError):  # equinox raises the second
         return False
     # JAX may leave in the place of a derivative that does not exist an operation that fails later.
     return all(eqn.primitive.name != "custom_lin" for _, eqn in all_equations(jaxpr))
