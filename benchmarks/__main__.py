@@ -14,6 +14,7 @@ def commands() -> dict[str, Any]:
     from benchmarks.paper.command import Paper
     from benchmarks.propagation.command import Propagation
     from benchmarks.selection.command import Selection
+    from benchmarks.sparsity.command import Sparsity
     from benchmarks.speed.command import Speed
     from benchmarks.unlearn.command import Unlearn
 
@@ -25,6 +26,7 @@ def commands() -> dict[str, Any]:
         "selection": Selection,
         "ablation": Ablation,
         "paper": Paper,
+        "sparsity": Sparsity,
         "list": List,
     }
 

@@ -24,8 +24,8 @@ from sapsel_jax._updates.iterative import join_batches, take_step
 from sapsel_jax._updates.masked import check_update, keep_unselected
 from sapsel_jax._updates.selective import selective
 
-FIRST_SHARE = 0.4
-"""The share of the steps that move all entries; the later stages have the rest in equal parts."""
+FIRST_SHARE = 0.3
+"""The share of the steps before the first cut; the later stages have the rest in equal parts."""
 
 
 class Sparsified(NamedTuple):
@@ -53,6 +53,7 @@ def sparsify_update(
     key: jax.Array,
     counts: Sequence[int] | jax.Array,
     optimizer: optax.GradientTransformation,
+    mask: Mask | None = None,
     steps: Sequence[int] | None = None,
     retained: Batch | None = None,
     curvature: Callable[..., Diagonal] | None = None,
@@ -62,10 +63,11 @@ def sparsify_update(
 ) -> Sparsified:
     """Finds a few entries whose change does the work of an update of all of them.
 
-    A stage of steps moves all entries. Then `counts[0]` of them keep their change, those whose
-    change the loss would miss most by `score`; all others are put back, bit for bit. The next stage
-    moves the kept entries on from where they are; then `counts[1]` of them are kept, and so on. The
-    last stage moves `counts[-1]` entries. The optimizer starts afresh in every stage.
+    A stage of steps moves all entries, or those of `mask`. Then `counts[0]` of them keep their
+    change: those whose change the loss would miss most, by `score`. All others are put back, bit
+    for bit. The next stage moves the kept entries on from where they are; then `counts[1]` of them
+    are kept, and so on. The last stage moves `counts[-1]` entries. Every stage begins with a fresh
+    state of the optimizer.
 
     The call is one function of arrays: `jax.jit` compiles it whole, with `loss_fn`, the counts and
     the options bound beforehand. `make_patch` of the parameters before and after is the result in a
@@ -84,8 +86,11 @@ def sparsify_update(
         lose little from one to the next. Or an array of such integers, which may be traced: other
         counts need no new compilation then, and their values are not checked.
       optimizer: any optax transformation; it is wrapped by `selective`.
+      mask: pytree of bool arrays shaped like `params`, True for the entries that the first stage
+        moves; None moves all of them. Entries with the largest expected gain (`score_decrease`),
+        some four times as many as are wanted, are a good beginning for a handful.
       steps: how many batches each stage takes, one number more than `counts`, each at least 1;
-        None gives the first stage 40 % of them and the others the rest in equal parts.
+        None gives the first stage 30 % of them and the others the rest in equal parts.
       retained: batches to mix in, with as many steps; each step's loss is the mean over the
         examples of both.
       curvature: as for `unlearn`; it is measured once, on `data`, before the first step. None takes
@@ -102,12 +107,13 @@ def sparsify_update(
       changes and the reason is `TOO_FEW_SELECTED`.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays, `loss_fn` returns
-        anything but one real scalar, `curvature` cannot be called in either way, or a count is no
-        Python integer.
+      TypeError: if `params` holds anything but real floating-point arrays or `mask` anything but
+        bool arrays, `loss_fn` returns anything but one real scalar, `curvature` cannot be called in
+        either way, or a count is no Python integer.
       ValueError: if the batches are empty or differ in length, `retained` differs from them in
-        structure, steps or the shape of an example, `counts` is empty, rises or holds more than
-        there are entries, or `steps` does not fit `counts` or the batches.
+        structure, steps or the shape of an example, `mask` does not fit `params`, `counts` is
+        empty, rises or holds more than there are entries, or `steps` does not fit `counts` or the
+        batches.
       NotImplementedError: if there are 2³² entries or more.
 
     Cost: the curvature of `data`, one gradient per batch, a selection per stage, and a gradient and
@@ -130,7 +136,7 @@ def sparsify_update(
       >>> print(result.params.round(1), result.certificate.converged)
       [0. 2. 0.] True
     """
-    check_update(params, None)
+    check_update(params, mask)
     batches = join_batches(batches, retained)
     batch_size("data", data)
     stage_ends = _stage_ends(counts, steps, batch_size("batches", batches), num_entries(params))
@@ -157,8 +163,9 @@ def sparsify_update(
         current = keep_unselected(before, current, mask, jnp.bool_(True))
         return current, optimizer.init(current), mask
 
-    every = jax.tree.map(lambda x: jnp.ones(x.shape, bool), before)
-    start = (before, optimizer.init(before), every)
+    if mask is None:
+        mask = jax.tree.map(lambda x: jnp.ones(x.shape, bool), before)
+    start = (before, optimizer.init(before), jax.tree.map(jnp.asarray, mask))
     (moved, _, mask), (losses, taken) = lax.scan(step, start, (batches, stage_ends))
     data_loss = wide_loss(loss_fn, before, data, microbatch, args)
     moved, certificate = certified(

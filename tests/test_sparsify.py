@@ -66,7 +66,7 @@ def in_numpy(steps, counts=COUNTS):
 @pytest.mark.parametrize("steps", [None, (8, 4, 4, 4), (1, 1, 1, 17)])
 def test_the_stages_are_those_of_numpy(steps):
     result = run(steps=steps)
-    want, mask = in_numpy(steps or (8, 4, 4, 4))
+    want, mask = in_numpy(steps or (6, 5, 4, 5))
     np.testing.assert_array_equal(flat(result.mask), mask)
     np.testing.assert_allclose(flat(result.params), want, rtol=1e-5)
     assert result.losses.shape == (20,)
@@ -95,6 +95,16 @@ def test_it_compiles_whole_and_once():
     got = compiled(params(), TARGETS, DATA)
     compiled(params(), TARGETS[::-1], DATA)
     chex.assert_trees_all_close(got, run(), rtol=1e-5)
+
+
+def test_nothing_moves_outside_of_the_mask_to_begin_with():
+    mask = {"a": jnp.zeros((2, 4), bool), "b": jnp.ones(4, bool)}
+    result = run(mask=mask, counts=(3, 1))
+    assert not result.mask["a"].any()
+    assert result.mask["b"].sum() == 1
+    chex.assert_trees_all_equal(result.params["a"], params()["a"])
+    too_few = run(mask=mask, counts=(6, 5))
+    assert int(too_few.certificate.reason) == sap.Reason.TOO_FEW_SELECTED
 
 
 def test_other_counts_need_no_new_compilation():

@@ -13,16 +13,8 @@ from benchmarks.learning.checkpoints import Trained
 from benchmarks.learning.scenarios import notice
 from benchmarks.learning.settings import Settings
 from benchmarks.methods.case import Case, make_case
+from benchmarks.methods.evidence import Evidence
 from benchmarks.methods.tuning import TUNING_SEED, Judgement, best, try_all
-from benchmarks.paper.evidence import (
-    changes,
-    figures,
-    membership,
-    relearning,
-    relearning_areas,
-    relearning_counts,
-    towards,
-)
 from benchmarks.paper.problems import Problem
 from benchmarks.paper.procedures import PROCEDURES, Trial
 from benchmarks.tools.records import Journal
@@ -218,35 +210,17 @@ class Bench:
         return rows
 
     def _row(self, arm: Arm, known: float, params: Any) -> dict[str, Any]:
-        case, measured = self.case, figures(self.case, params)
-        before, aim = self._references
-        evidence = measured | towards(case, measured, before, aim) | changes(case, params)
-        if known == 1 and (arm in self.main or arm.method in REFERENCES):
-            evidence |= self._attacks(params)
+        case = self.case
+        attacked = known == 1 and (arm in self.main or arm.method in REFERENCES)
         return {
             **case.names,
             "known": known,
             **arm._asdict(),
             "seed": case.seed,
-            **{k: round(v, 4) if isinstance(v, float) else v for k, v in evidence.items()},
+            **self._evidence.of(params, attacked=attacked),
             "retrain_example_gradients": case.retrain_example_gradients,
         }
 
-    def _attacks(self, params: Any) -> dict[str, Any]:
-        curve = relearning(self.case, params)
-        counts = relearning_counts(len(self.case.poisoned.original.labels))
-        return {
-            **membership(self.case, params),
-            "relearning_counts": counts,
-            "relearning": curve,
-            **relearning_areas(curve, self._retrained_curve, counts),
-        }
-
     @functools.cached_property
-    def _references(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        case = self.case
-        return figures(case, case.params), figures(case, case.retrained.params)
-
-    @functools.cached_property
-    def _retrained_curve(self) -> list[float]:
-        return relearning(self.case, self.case.retrained.params)
+    def _evidence(self) -> Evidence:
+        return Evidence(self.case)

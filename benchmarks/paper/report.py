@@ -11,15 +11,15 @@ import numpy as np
 from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.curvature import estimator, measured_gradients
-from benchmarks.methods.tuning import TUNING_SEED
-from benchmarks.methods.updates import as_batch
-from benchmarks.paper.contest import REFERENCES, Arm, Contest
-from benchmarks.paper.evidence import (
+from benchmarks.methods.evidence import (
     HELD_SHARE,
     RELEARNING_BATCH,
     RELEARNING_STEPS,
     STEP_SIZES,
 )
+from benchmarks.methods.tuning import TUNING_SEED
+from benchmarks.methods.updates import as_batch
+from benchmarks.paper.contest import REFERENCES, Arm, Contest
 from benchmarks.paper.figures import area_text, figures_table
 from benchmarks.paper.plots import draw_paper
 from benchmarks.paper.problems import CURVATURE_GRADIENTS, curvature_examples

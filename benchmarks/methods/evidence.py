@@ -1,6 +1,7 @@
 """What is measured of one model: accuracies, membership, relearning, distances."""
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -30,6 +31,41 @@ HELD_SHARE = 0.2
 """Of the poisoned examples: what the attacker chooses from."""
 STEP_SIZES = (1e-3, 3e-3, 1e-2)
 RELEARNING_STEPS, RELEARNING_BATCH = 30, 10
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is measured of models of one case, beside the poisoned and the retrained model."""
+
+    case: Case
+
+    def of(self, params: Any, *, attacked: bool) -> dict[str, Any]:
+        """All figures of a model, rounded; those of attacks only where they are asked for."""
+        case, measured = self.case, figures(self.case, params)
+        before, aim = self._references
+        found = measured | towards(case, measured, before, aim) | changes(case, params)
+        if attacked:
+            found |= self._attacks(params)
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
+
+    def _attacks(self, params: Any) -> dict[str, Any]:
+        curve = relearning(self.case, params)
+        counts = relearning_counts(len(self.case.poisoned.original.labels))
+        return {
+            **membership(self.case, params),
+            "relearning_counts": counts,
+            "relearning": curve,
+            **relearning_areas(curve, self._retrained_curve, counts),
+        }
+
+    @functools.cached_property
+    def _references(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        case = self.case
+        return figures(case, case.params), figures(case, case.retrained.params)
+
+    @functools.cached_property
+    def _retrained_curve(self) -> list[float]:
+        return relearning(self.case, self.case.retrained.params)
 
 
 def figures(case: Case, params: Any) -> dict[str, Any]:

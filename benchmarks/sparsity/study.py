@@ -1,0 +1,231 @@
+"""The cells of the study: tuned on some seeds, frozen, measured on others, recorded at once."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import sapsel_jax as sap
+from benchmarks.learning.settings import Settings
+from benchmarks.methods.case import Case, make_case
+from benchmarks.methods.curvature import counted_gradients, curvature
+from benchmarks.methods.evidence import Evidence
+from benchmarks.methods.tuning import TUNING_SEED, Judgement, best, judge
+from benchmarks.methods.updates import REMOVAL_WEIGHT, as_batch, make_batches
+from benchmarks.sparsity.ways import LIKE, PROPOSED, WAYS, Start, move
+from benchmarks.tools.records import Journal
+
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""Learning rates that are tried for every way and number: few entries have to go further."""
+BATCHES_IN_ONE = 4
+"""How many batches of an update have the size of one of training: its budget is small, and more
+and smaller steps use it better."""
+MORE_TUNING = 10_000
+"""The tuning seeds after the first; reported ones lie far below."""
+FULL = "full"
+REFERENCES = ("poisoned", "retrained")
+ATTACKED = (PROPOSED, "sharpest", "saliency", FULL)
+"""What is attacked, at the number of entries that the command names."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared on one data set."""
+
+    settings: dict[str, Settings]
+    """By scenario."""
+    known: tuple[float, ...]
+    """Shares of the poisoned examples that are known."""
+    ways: tuple[str, ...]
+    counts: tuple[int, ...]
+    """How many entries a way may change."""
+    attacked: int
+    """The number of entries at which models are attacked."""
+    num_tuning_seeds: int
+    cache: Path
+    """Folder of trained parameters."""
+
+    @property
+    def tuning_seeds(self) -> tuple[int, ...]:
+        """The seeds that all rates are tried on, none of them reported."""
+        return (TUNING_SEED, *range(MORE_TUNING, MORE_TUNING + self.num_tuning_seeds - 1))
+
+    def work(self, trials: Journal, cells: Journal) -> Iterator[tuple[str, int, float, str, int]]:
+        """What is not recorded yet: scenario, seed, known share, way, count; tuning first.
+
+        A count of 0 stands for all entries, which are moved without a choice.
+        """
+        cases = [(FULL, 0), *((way, count) for count in self.counts for way in self.ways)]
+        for scenario, settings in self.settings.items():
+            for case in cases:
+                if (scenario, case[0], max(case[1], 1)) not in trials:
+                    yield scenario, TUNING_SEED, 1.0, *case
+            for seed in range(1, settings.seeds + 1):
+                for known in self.known:
+                    for case in cases:
+                        if (scenario, known, *case, seed) not in cells:
+                            yield scenario, seed, known, *case
+
+
+def run_study(
+    study: Study, trials: Journal, cells: Journal, advance: Callable[[str], None]
+) -> None:
+    """Tunes and measures whatever is not recorded yet.
+
+    Args:
+      study: what to compare.
+      trials: a row per scenario, way and count: all rates and the one that was chosen.
+      cells: a row per scenario, known share, way, count and seed: all figures.
+      advance: called with a few words before each piece of work.
+    """
+    bench_of = functools.lru_cache(maxsize=study.num_tuning_seeds)(
+        functools.partial(Bench.make, study)
+    )
+    for scenario, seed, known, way, count in list(study.work(trials, cells)):
+        tuning = seed == TUNING_SEED
+        stage = "tuning" if tuning else f"seed {seed}, {100 * known:g} % known"
+        entries = "all entries" if way == FULL else f"{count} entries"
+        advance(f"{scenario}, {stage}: {way.replace('_', ' ')}, {entries}")
+        found_by = way.removeprefix(LIKE)
+        rate_of = lambda name, n=count, s=scenario: trials[s, name, max(n, 1)]["chosen"]
+        finding = rate_of(found_by) if way != found_by else None
+        if tuning:
+            benches = [bench_of(scenario, each, 1.0) for each in study.tuning_seeds]
+            trials.append(tune(benches, way, count, finding))
+            continue
+        bench = bench_of(scenario, seed, known)
+        if (scenario, known, "retrained", 0, seed) not in cells:
+            cells.append(*bench.reference_rows())
+        cells.append(bench.cell(way, count, rate_of(way), finding))
+
+
+def tune(benches: Sequence["Bench"], way: str, count: int, finding: float | None) -> dict[str, Any]:
+    """The rates that were tried and the one whose objective was best over these seeds."""
+    found = [[bench.judge(way, count, rate, finding) for rate in RATES] for bench in benches]
+    means = [Judgement(*np.mean(each, axis=0).tolist()) for each in zip(*found, strict=True)]
+    return {
+        "scenario": benches[0].evidence.case.settings.scenario,
+        "way": way,
+        "count": max(count, 1),
+        "rates": list(RATES),
+        "objectives": [round(each.objective, 5) for each in means],
+        "chosen": RATES[best(means)],
+    }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One seed of a scenario, ready for every way."""
+
+    start: Start
+    evidence: Evidence
+    attacked: int
+    curvature_gradients: int
+
+    @classmethod
+    def make(cls, study: Study, scenario: str, seed: int, known: float) -> "Bench":
+        """Trains the poisoned model of a seed, or reads it from the cache."""
+        case = make_case(replace(study.settings[scenario], known=known), seed, study.cache)
+        start = make_start(case)
+        counted = counted_gradients(case.model, case.params, start.data)
+        gradients = round(counted * len(start.data["label"]))
+        return cls(start, Evidence(case), study.attacked, gradients)
+
+    def run(self, way: str, count: int, rate: float, finding: float | None) -> tuple[Any, Any]:
+        """The parameters and the mask that a way, a control or all entries lead to."""
+        start = self.start
+        if way == FULL:
+            mask = jax.tree.map(lambda x: np.ones(x.shape, bool), start.params)
+        elif finding is None:
+            return WAYS[way].run(start, count, rate)
+        else:
+            _, like = WAYS[way.removeprefix(LIKE)].run(start, count, finding)
+            mask = sap.select_like(like, start.key)
+        return move(start, mask, rate), mask
+
+    def judge(self, way: str, count: int, rate: float, finding: float | None) -> Judgement:
+        """What tuning sees of it."""
+        return judge(self.evidence.case, self.run(way, count, rate, finding)[0])
+
+    def cell(self, way: str, count: int, rate: float, finding: float | None) -> dict[str, Any]:
+        """All figures of it."""
+        params, mask = self.run(way, count, rate, finding)
+        needs = WAYS[way.removeprefix(LIKE)].needs if way != FULL else ()
+        costs = {
+            "curvature": self.curvature_gradients,
+            "gradient": len(self.start.original["label"]),
+        }
+        attacked = way in ATTACKED and (way == FULL or count == self.attacked)
+        steps = self.start.batches["label"].size
+        return self._row(way, count, params, mask, attacked=attacked) | {
+            "selection_example_gradients": sum(costs[name] for name in needs),
+            "update_example_gradients": steps,
+        }
+
+    def reference_rows(self) -> list[dict[str, Any]]:
+        """The poisoned and the retrained model."""
+        case, rows = self.evidence.case, []
+        costs = (0, case.retrain_example_gradients)
+        models = (case.params, case.retrained.params)
+        for name, params, cost in zip(REFERENCES, models, costs, strict=True):
+            own = {"selection_example_gradients": 0, "update_example_gradients": cost}
+            rows.append(self._row(name, 0, params, None, attacked=True) | own)
+        return rows
+
+    def _row(
+        self, way: str, count: int, params: Any, mask: Any, *, attacked: bool
+    ) -> dict[str, Any]:
+        case = self.evidence.case
+        shares = {} if mask is None else leaf_counts(mask)
+        return {
+            **case.names,
+            "known": case.settings.known,
+            "way": way,
+            "count": count,
+            "seed": case.seed,
+            **self.evidence.of(params, attacked=attacked and case.settings.known == 1),
+            "leaves": shares,
+            "retrain_example_gradients": case.retrain_example_gradients,
+        }
+
+
+def leaf_counts(mask: Any) -> dict[str, int]:
+    """How many entries of each leaf a mask selects, where there are any."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(mask)
+    counts = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): int(np.sum(leaf))
+        for path, leaf in paths
+    }
+    return {path: count for path, count in counts.items() if count}
+
+
+def make_start(case: Case) -> Start:
+    """What the ways begin with, on one poisoned model."""
+    poisoned, settings = case.poisoned, case.settings
+    about, weight = (
+        (poisoned.original, -REMOVAL_WEIGHT)
+        if poisoned.corrected is None
+        else (poisoned.corrected, 1.0)
+    )
+    batches = make_batches(
+        about,
+        weight,
+        poisoned.train.take(poisoned.retained),
+        steps=max(8, round(BATCHES_IN_ONE * settings.budget * case.steps)),
+        batch_size=settings.recipe.batch_size // BATCHES_IN_ONE,
+        seed=case.seed,
+    )
+    data = case.corrections.data
+    return Start(
+        model=case.model,
+        params=case.params,
+        batches=batches,
+        data=data,
+        original=as_batch(poisoned.original),
+        diagonal=curvature(case.model, case.params, data),
+        key=jax.random.fold_in(jax.random.key(case.seed), 1),
+    )
