@@ -143,6 +143,7 @@ def test_floats_of_8_bits_are_reckoned_with_in_32(dtype):
         np.testing.assert_array_equal(a.astype(np.float32), b.astype(dtype).astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, ml_dtypes.float8_e4m3fn])
 def test_losses_that_compute_narrowly_are_followed_under_strict_promotion(monkeypatch, dtype):
     recast(monkeypatch, CONSTANTS, dtype)

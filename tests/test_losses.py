@@ -2,7 +2,8 @@
 
 import collections
 import inspect
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import Any, get_args, get_origin
 
 import calls
 import jax
@@ -43,7 +44,8 @@ WHOLE: dict[str, tuple[Any, str]] = {
 def takes_scalar_function(annotation):
     """Whether an argument is a function that returns one array: a loss, a score, a penalty."""
     options = [annotation, *get_args(annotation)]
-    return any(get_args(option)[-1:] == (jax.Array,) for option in options)
+    functions = [option for option in options if get_origin(option) is Callable]
+    return any(get_args(option)[-1:] == (jax.Array,) for option in functions)
 
 
 ARGUMENTS = [

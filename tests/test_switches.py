@@ -46,6 +46,7 @@ def check_traces(switches):
         assert specs == jax.eval_shape(lambda name=name: arrays(name)), name
 
 
+@pytest.mark.slow
 def test_switches_together_change_no_dtype_and_forbid_nothing():
     check_traces([name for name in SWITCHES if name != "nans"])
 

@@ -57,6 +57,7 @@ def test_modified_entropy_tells_surely_wrong_from_surely_right():
     assert fast.margin(jnp.array([60.0, 0.0]), 0) == 60
 
 
+@pytest.mark.slow
 def test_what_has_no_value_is_nan_or_infinite():
     logits = jnp.array([[0.0, np.nan], [np.nan, 0.0], [1.0, 0.0], [1.0, 0.0], [-np.inf, 0.0]])
     labels = jnp.array([0, 0, 2, -1, 0])

@@ -156,6 +156,7 @@ def test_neggrad_widens_the_distance_of_both_losses(tiny):
     assert apart(params) > apart(tiny.params)
 
 
+@pytest.mark.slow
 def test_salun_leaves_the_other_half_bit_identical(tiny):
     mask = PROCEDURES["salun"].select(tiny)
     assert int(sap.mask_count(mask)) == round(0.5 * count_entries(tiny.params))
@@ -202,6 +203,7 @@ def test_a_first_order_step_on_every_parameter_is_the_formula(tiny):
     assert gradients == 2 * len(tiny.original.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["decrease", "sharpest", "saliency", "random"])
 def test_selections_per_unit_reach_every_unit_alike(tiny, name):
     mask = SELECTIONS[f"{name}_per_unit"].select(tiny)

@@ -41,6 +41,7 @@ def draws_of(case, contender):
     return stacked([fn(case.params, case.batch, jax.random.key(i)) for i in range(count)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_is_what_it_is_said_to_be(name):
     case = tiny()

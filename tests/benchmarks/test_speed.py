@@ -36,6 +36,7 @@ def run_speed(output, *options):
     return main(["speed", "--output", str(output), "--repeats", "2", "--seeds", "4", *options])
 
 
+@pytest.mark.slow
 def test_speed_leaves_a_row_for_every_method_and_a_report(tmp_path, monkeypatch, capsys):
     use_tiny_case(monkeypatch, full=False)
     output, page = tmp_path / "speed", tmp_path / "page.md"

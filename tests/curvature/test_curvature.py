@@ -161,6 +161,7 @@ def test_jit_equals_eager(estimator):
     )
 
 
+@pytest.mark.slow
 def test_weights_and_reduction(estimator):
     loss_fn, params, batch = mlp()
     weights = jnp.array([0.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0])
@@ -190,6 +191,7 @@ def test_further_arguments_are_passed_through(hessian_estimator):
     np.testing.assert_allclose(got, 1.5 * np.cosh([0.1, 0.2]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_may_hold_integers_and_random_keys(hessian_estimator):
     def loss_fn(w, example):
         keep = jax.random.bernoulli(example["key"], 0.5, w.shape)

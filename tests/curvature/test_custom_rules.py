@@ -118,6 +118,7 @@ def test_exact_is_the_oracle_in_any_two_places(name, inner, outer):
     check_exact(rules.WRAPPERS[outer](rules.WRAPPERS[inner](FUNCTIONS[name])))
 
 
+@pytest.mark.slow
 def test_sampled_gauss_newton_takes_the_slopes_of_the_rules():
     params, batch = inputs()
     output_loss = lambda out, x: jnp.sum(jnp.cosh(out) * x[:2])  # one output moves each entry

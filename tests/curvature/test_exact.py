@@ -225,6 +225,7 @@ def test_exact_where_leaves_are_used_in_other_ways(name):
     assert (reason in found) if reason else found == ""
 
 
+@pytest.mark.slow
 def test_custom_rules_stay_in_force():
     # The oracle is the derivative of the gradient that the rule defines, not of the value.
     w, x = random(1, 3, 3), random(9, 4, 3)

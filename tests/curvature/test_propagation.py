@@ -121,6 +121,7 @@ CROSS_ENTROPIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cross_entropy", CROSS_ENTROPIES.values(), ids=CROSS_ENTROPIES)
 def test_cross_entropy_is_exact_at_the_last_layer_however_it_was_written(cross_entropy):
     loss_fn = lambda w, example: cross_entropy(example[0] @ w, example[1])

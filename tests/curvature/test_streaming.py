@@ -57,6 +57,7 @@ def test_a_stream_that_was_cut_saved_and_resumed_has_the_same_bits(cut, tmp_path
     assert not changed_bits(sap.mean_finalize(state), sap.mean_finalize(whole)).any()
 
 
+@pytest.mark.slow
 def test_eager_and_compiled_streams_have_the_same_bits():
     def at_once(batches):
         return sap.mean_finalize(stream(batches, sap.mean_update))

@@ -81,6 +81,7 @@ def select_halves(scores):
     return sap.select_top_count(scores, 9)
 
 
+@pytest.mark.slow
 def test_float64_leaves_are_ranked_in_float64_beside_narrower_ones():
     with jax.enable_x64(True):
         scores = {

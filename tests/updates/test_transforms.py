@@ -207,6 +207,7 @@ def test_lookahead_keeps_the_bits_of_both_copies():
     check_untouched(params, after.slow, mask)
 
 
+@pytest.mark.slow
 def test_flax_trains_through_a_mask():
     dense = linen.Dense(3)
     x = jnp.ones((2, 4))
