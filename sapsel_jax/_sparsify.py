@@ -78,8 +78,8 @@ def sparsify_update(
       params: pytree of floating-point arrays.
       batches: pytree of arrays with leading axes (steps, examples): corrected examples to descend
         on, or with a sign inside the loss originals to ascend on.
-      data: batch of the training set as it should have been, or a random sample of it: for the
-        curvature and the certificate.
+      data: batch of the training set as it should have been, or a random sample of it: what the
+        curvature is measured on.
       key: a JAX random key, for curvature that is estimated.
       counts: how many entries to keep after each stage but the last, Python integers of at least
         1, none larger than the one before it. Fractions of a fifth, such as (5000, 1000, 200, 40),
@@ -96,13 +96,14 @@ def sparsify_update(
       curvature: as for `unlearn`; it is measured once, on `data`, before the first step. None takes
         `propagated_diagonal`.
       score: `score(before, after, diagonal)` to scores; it runs once per stage.
-      microbatch: how many examples of `data` are worked on at once, at least 1; the default is all
-        of them.
+      microbatch: how many examples the default curvature and the certificate work on at once, at
+        least 1; the default is all of them.
       args: further arguments of `loss_fn`, passed through as they are.
 
     Returns:
-      A `Sparsified`. Its certificate is about the mean loss on `data` and predicts to first order,
-      as that of `with_iteration`. Where it has not converged, the parameters are the old ones.
+      A `Sparsified`. Its certificate is about the loss that the steps descend on, measured on the
+      last examples of the batches, as many as `data` holds; it predicts to first order. Where that
+      loss has not fallen, the parameters are the old ones.
       Scores that are NaN are never kept: where fewer than `counts[-1]` entries are left, nothing
       changes and the reason is `TOO_FEW_SELECTED`.
 
@@ -116,8 +117,8 @@ def sparsify_update(
         batches.
       NotImplementedError: if there are 2³² entries or more.
 
-    Cost: the curvature of `data`, one gradient per batch, a selection per stage, and a gradient and
-      two passes on `data` for the certificate.
+    Cost: the curvature of `data`, one gradient per batch, a selection per stage, and for the
+      certificate a gradient and two passes on as many examples as `data` holds.
 
     Source: own. The score is that of Optimal Brain Damage, applied to an update.
 
@@ -138,7 +139,7 @@ def sparsify_update(
     """
     check_update(params, mask)
     batches = join_batches(batches, retained)
-    batch_size("data", data)
+    num_data = batch_size("data", data)
     stage_ends = _stage_ends(counts, steps, batch_size("batches", batches), num_entries(params))
     if curvature is None:
         curvature = propagated_diagonal(loss_fn, microbatch=microbatch)
@@ -167,9 +168,16 @@ def sparsify_update(
         mask = jax.tree.map(lambda x: jnp.ones(x.shape, bool), before)
     start = (before, optimizer.init(before), jax.tree.map(jnp.asarray, mask))
     (moved, _, mask), (losses, taken) = lax.scan(step, start, (batches, stage_ends))
-    data_loss = wide_loss(loss_fn, before, data, microbatch, args)
+    # The loss that was to fall, on as many examples as there are for the curvature.
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[-num_data:], batches)
     moved, certificate = certified(
-        data_loss, before, moved, data, taken=jnp.any(taken), mask=mask, iterations=len(stage_ends)
+        wide_loss(loss_fn, before, flat, microbatch, args),
+        before,
+        moved,
+        flat,
+        taken=jnp.any(taken),
+        mask=mask,
+        iterations=len(stage_ends),
     )
     enough = mask_count(mask) >= counts[-1]
     moved = keep_unselected(before, moved, None, enough)

@@ -140,6 +140,17 @@ def test_an_update_that_raises_the_loss_is_not_taken():
     assert int(result.certificate.reason) == sap.Reason.NO_DECREASE
 
 
+def test_the_certificate_is_about_what_was_descended_on():
+    # Steps away from the data, whose loss they raise.
+    away = -10 * TARGETS
+    result = run(targets=away)
+    assert bool(result.certificate.converged)
+    last = jnp.asarray(away.reshape(-1, 12)[-len(DATA) :], jnp.float32)
+    mean = lambda w: jnp.mean(jax.vmap(lambda y: loss_fn(w, y))(last))
+    change = mean(result.params) - mean(params())
+    np.testing.assert_allclose(result.certificate.actual_change, change, rtol=1e-4)
+
+
 def test_the_curvature_gets_the_key_and_the_data():
     seen = {}
 

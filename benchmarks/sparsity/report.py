@@ -67,8 +67,8 @@ def _headline(rows: Rows, scenarios: Sequence[str]) -> str:
         found = needed(rows, scenario, 1.0, PROPOSED)
         if found is None:
             told.append(f"{scenario}: there is nothing to restore")
-        elif found.geometric_mean >= total:
-            told.append(f"{scenario}: no few entries do")
+        elif found.misses:
+            told.append(f"{scenario}: on {found.misses} of the seeds no number that was tried")
         else:
             share = 100 * found.geometric_mean / total
             told.append(f"{scenario}: {found.geometric_mean:.0f} entries, {share:.2g} %")
