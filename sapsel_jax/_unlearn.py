@@ -71,28 +71,33 @@ def unlearn(
 ) -> Unlearned:
     """Unlearns wrong examples by updating only the highest-scoring parameters.
 
-    The curvature of the loss that was trained gives each parameter a score; the top fraction is
-    selected, and the update runs on the selection. The call is one function of arrays: `jax.jit`
-    compiles it whole, with `loss_fn` and the options bound beforehand. Nothing goes through the
-    host.
+    The curvature of the loss that was trained gives each entry a score. The entries with the
+    highest scores are selected, and the update changes only these. That curvature is computed from
+    parts, with N examples in the training set as it should have been:
+    diag(data) + (Σ diag(original) − Σ diag(corrected)) / N for corrections, and
+    (N diag(data) + Σ diag(original)) / (N + m) for m removed examples.
+
+    The call is one function of arrays: `jax.jit` compiles it whole, with `loss_fn` and the options
+    bound beforehand. Nothing goes through the host.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
       params: pytree of floating-point arrays, where the loss was trained to.
       original: batch of the examples as they were trained on.
       corrected: batch of the same examples as they should have been; None removes the originals.
-      data: batch of the training set as it should have been: corrected examples in place, removed
-        ones absent. A random sample of it will do, with `num_examples` given.
+      data: batch of the training set as it should have been: with the corrected examples, without
+        the removed ones. A random sample of it will do if `num_examples` is given.
       key: a JAX random key, for curvature that is estimated.
       fraction: share of all entries to select, a Python number in [0, 1].
-      num_examples: the size of the training set as it should have been; None takes that of `data`.
+      num_examples: the size of the training set as it should have been; None takes the size of
+        `data`.
       curvature: `curvature(params, batch, key, *args)` or `curvature(params, batch, *args)`: the
         mean diagonal over a batch, as `hutchinson_diagonal` or `exact_diagonal` return it. The key
         is passed to a function that needs a third positional argument beside `args`, whatever its
         name, and to a parameter that is named `key`. None takes `propagated_diagonal`, whose masks
-        hardly differ from those of `exact_diagonal` at a fraction of its cost.
-      score: diagonal to scores; what else a score needs, it may close over.
-      select: scores and fraction to mask, without side effects: it may be called twice.
+        hardly differ from the masks of `exact_diagonal`, at a fraction of the cost.
+      score: `score(diagonal) -> scores`; other inputs of a score can be bound beforehand.
+      select: `select(scores, fraction) -> mask`, without side effects: it may be called twice.
       update: `update(loss_fn, params, original, corrected, data, *, mask, num_examples, microbatch,
         args) -> (params, Certificate)`: `with_first_order`, `with_iteration`, or
         `second_order_update` with its damping bound by `functools.partial`. None takes three
@@ -102,10 +107,10 @@ def unlearn(
       args: further arguments of `loss_fn`, passed through as they are.
 
     Returns:
-      An `Unlearned`. Where the certificate has not converged, the parameters are those of the last
-      step that held, the old ones where none did. Curvature that is NaN or infinite is never
-      selected: where fewer entries than asked for are left, or none at all, nothing changes and the
-      reason is `TOO_FEW_SELECTED`. A fraction of 0 changes nothing and converges.
+      An `Unlearned`. If its certificate has not converged, the parameters are the result of the
+      last step that held, or the old parameters if none held. Entries whose curvature is NaN or
+      infinite are never selected. If fewer entries than asked for are left, or none at all, nothing
+      changes and the reason is `TOO_FEW_SELECTED`. A fraction of 0 changes nothing and converges.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays, `loss_fn` returns
@@ -114,13 +119,12 @@ def unlearn(
       ValueError: if a batch is empty, `corrected` differs from `original` in structure or number,
         or a number is out of range.
 
-    Cost: the curvature of `data`, `original` and `corrected`, a selection, and the update; a second
-      selection where `select` is not the default.
+    Cost: the curvature of `data`, `original` and `corrected` (about 1.4 to 3.6 gradient equivalents
+      on each by default), a selection, and the update; a second selection if `select` is not the
+      default.
 
-    Source: Malekmohammadi, Lee, Xiong (arXiv 2504.06398); the updates are those of Warnecke et al.
-      (arXiv 2108.11577). The curvature is that of the training set as it was, from its parts:
-      diag(data) + (Σ diag(original) − Σ diag(corrected)) / N for corrections, and
-      (N diag(data) + Σ diag(original)) / (N + m) for m removed examples.
+    Source: Malekmohammadi, Lee, Xiong (arXiv 2504.06398), with the updates of Warnecke et al.
+      (arXiv 2108.11577).
 
     Example:
       >>> import jax

@@ -11,20 +11,22 @@ from sapsel_jax._base.types import Batch, LossFn, Params
 
 
 def count_nonfinite(tree: Any) -> Any:
-    """How many entries of each leaf are NaN or infinite.
+    """Counts the entries of each leaf that are NaN or infinite.
 
-    Curvature that is not finite is never selected; this says how much of it there was.
+    Curvature that is not finite is never selected; the counts say how much of it there is.
 
     Args:
-      tree: pytree of arrays.
+      tree: pytree of arrays of numbers, any shapes; may be traced.
 
     Returns:
-      A pytree of the same structure; each leaf is an integer scalar.
+      A pytree of the same structure; each leaf is an int32 scalar.
 
     Raises:
       TypeError: if `tree` holds anything but arrays of numbers.
 
-    Cost: one pass over the tree.
+    Cost: one pass over the entries; no gradient.
+
+    Source: own.
 
     Example:
       >>> import jax.numpy as jnp

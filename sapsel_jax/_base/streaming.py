@@ -31,12 +31,13 @@ class MeanState(NamedTuple):
 
 
 def mean_init(like: Any) -> MeanState:
-    """Starts a mean over batches of any size, to be fed by `mean_update`.
+    """Starts a mean over batches of any size; `mean_update` adds the batches.
 
-    What is promised: the state is all there is. The same batches in the same order give a state of
-    the same bits, eagerly, under `jit`, and wherever the stream was cut, saved and taken up again.
-    Other batches of the same examples change the result only by the rounding of the batches' own
-    means, because the sums over batches are kept in about 48 bits and rounded once, at the end.
+    The state is all there is. The same batches in the same order give a state of the same bits:
+    eagerly, under `jit`, and wherever the stream was cut, saved and continued. The sums over
+    batches are kept in two floats each, in about 48 bits for float32, and are rounded once, at the
+    end. So another division into batches changes the result only by the rounding of the batches'
+    own means.
 
     Args:
       like: pytree of floating-point arrays or `jax.ShapeDtypeStruct`, shaped like the values to
@@ -47,6 +48,10 @@ def mean_init(like: Any) -> MeanState:
 
     Raises:
       TypeError: if `like` holds anything but real floating-point arrays.
+
+    Cost: two arrays of zeros for each leaf; no gradient.
+
+    Source: own; the sums are explained in `mean_update`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,10 +70,13 @@ def mean_init(like: Any) -> MeanState:
 
 
 def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:
-    """Adds the mean over one batch.
+    """Adds the mean over one batch to a streaming mean.
+
+    It adds num_examples · value to the sums and num_examples to the count. Both are kept in two
+    floats, so that many small batches lose nothing by rounding.
 
     Args:
-      state: of `mean_init` or `mean_update`.
+      state: a `MeanState`, from `mean_init` or `mean_update`.
       value: pytree of means over the batch, such as gradients or the result of `exact_diagonal`.
         Numbers too small for the backend's arithmetic, such as denormal ones on CPU, count as 0.
       num_examples: how many examples it is the mean of, or the sum of their weights; at least 0,
@@ -83,12 +91,17 @@ def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:
         number.
       ValueError: if `value` is not shaped like the state or `num_examples` is negative.
 
-    Cost: a few passes over the entries.
+    Cost: a few passes over the entries; no gradient.
 
     Source: Dekker's exact product and Knuth's exact sum; see T. Ogita, S. M. Rump, S. Oishi,
       "Accurate sum and dot product" (2005), algorithms 3.1 and 5.3.
 
-    Example: see `mean_init`.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> state = sap.mean_update(sap.mean_init(jnp.zeros(2)), jnp.array([1.0, 4.0]), 3)
+      >>> print(state.total, state.num_examples)
+      [ 3. 12.] 3.0
     """
     check_float_leaves("value", value)
     check_same_tree("value", value, "state", state.total)
@@ -106,15 +119,29 @@ def mean_update(state: MeanState, value: Any, num_examples: Any) -> MeanState:
 
 
 def mean_finalize(state: MeanState) -> Any:
-    """The mean over all examples so far.
+    """Returns the mean over all examples so far.
+
+    The mean is Σ num_examples · value / Σ num_examples over the batches, rounded once.
 
     Args:
-      state: of `mean_init` or `mean_update`; the stream may go on from it afterwards.
+      state: a `MeanState`, from `mean_init` or `mean_update`. It stays as it is, and more batches
+        may be added to it.
 
     Returns:
       A pytree shaped like the values, float32 or wider; NaN where no example was added.
 
-    Example: see `mean_init`.
+    Raises: nothing of its own.
+
+    Cost: a few passes over the entries; no gradient.
+
+    Source: own; the sums are explained in `mean_update`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import sapsel_jax as sap
+      >>> state = sap.mean_update(sap.mean_init(jnp.zeros(2)), jnp.array([1.0, 4.0]), 3)
+      >>> sap.mean_finalize(sap.mean_update(state, jnp.array([5.0, 0.0]), 1))
+      Array([2., 3.], dtype=float32)
     """
 
     def divide(total: Any, rest: Any, magnitude: Any) -> jax.Array:

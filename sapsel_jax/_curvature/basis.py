@@ -22,12 +22,12 @@ DEFAULT_CHUNK = 32
 def basis_diagonal(
     fn: Callable[..., jax.Array], *, chunk: int | None = None
 ) -> Callable[..., Diagonal]:
-    """The exact diagonal of the Hessian of any scalar function of a pytree.
+    """Computes the exact diagonal of the Hessian of any scalar function of a pytree.
 
     Entry i is eᵢᵀ H eᵢ, read from `jax.jvp` of `jax.grad` along each basis vector eᵢ, or from
     `jax.vjp` of `jax.grad` where a custom rule can only be run in reverse. Each leaf is
-    differentiated alone, which gives the same diagonal for less work. This is the oracle that the
-    faster diagonals are tested against, and their fallback.
+    differentiated alone, which gives the same diagonal for less work. The faster diagonals are
+    tested against this one, and fall back on it.
 
     Args:
       fn: `fn(params, *args) -> scalar`, twice differentiable in `params`.
@@ -44,6 +44,9 @@ def basis_diagonal(
       NotImplementedError: if JAX cannot differentiate `fn` twice.
 
     Cost: one Hessian-vector product per parameter: about 2 to 4 gradient equivalents each.
+
+    Source: the definition; the products as in B. A. Pearlmutter, "Fast exact multiplication by the
+      Hessian" (1994).
 
     Example:
       >>> import jax.numpy as jnp
@@ -87,7 +90,7 @@ def diagonal_by_products(
     Args:
       fn: scalar function of one array.
       point: where it is differentiated.
-      directions: any leading axes and then those of `point`; None takes all unit vectors.
+      directions: any leading axes and then the axes of `point`; None takes all unit vectors.
       chunk: how many run at once.
 
     Returns:
@@ -116,11 +119,12 @@ def diagonal_by_products(
 def probe_diagonal(
     fn: Callable[..., jax.Array], *, num_probes: int, chunk: int | None = None
 ) -> Callable[..., Diagonal]:
-    """Hutchinson's estimate of the Hessian diagonal of any scalar function of a pytree.
+    """Estimates the Hessian diagonal of any scalar function of a pytree, by Hutchinson's probes.
 
-    The mean over probes of v ⊙ Hv, with every entry of v an independent sign: its expectation is
-    the diagonal, and the variance of entry i is the sum of the squared off-diagonal entries of row
-    i over the number of probes. Hv is `jax.jvp` of `jax.grad`, vmapped over the probes.
+    It computes the mean over probes of v ⊙ Hv, where every entry of v is an independent random
+    sign. The estimate is unbiased. The variance of entry i is the sum of the squared off-diagonal
+    entries of row i, divided by the number of probes. Hv is `jax.jvp` of `jax.grad`,
+    vmapped over the probes.
 
     Args:
       fn: `fn(params, *args) -> scalar`, twice differentiable in `params`.

@@ -21,14 +21,15 @@ from sapsel_jax._passes.lifts import Record, records_of_uses
 def exact_diagonal(
     loss_fn: LossFn, *, microbatch: int | None = None, reduction: str = "mean"
 ) -> Callable[..., Diagonal]:
-    """The exact diagonal of the Hessian of a loss over a batch.
+    """Computes the exact diagonal of the Hessian of a loss over a batch.
 
     Entry i is Σₙ wₙ ∂²ℓ(θ, xₙ)/∂θᵢ² / Σₙ wₙ, or without the division for `reduction="sum"`.
 
-    Where a leaf enters example n's loss by z = A w + ..., its entries are those of diag(Aᵀ H A), H
-    the Hessian in z, which a few first-order tangents or rows pulled back from a small variable
-    give for all of them. The loss may be written with any module library, or none; each leaf takes
-    the cheapest route by itself, and `explain` shows which, at what cost, and why if it is dear.
+    A leaf w enters the loss of example n by z = A w + ..., and its diagonal is diag(Aᵀ H A), with H
+    the Hessian of that loss in z. A few first-order tangents, or rows pulled back from a small
+    variable, give all entries of it. Each leaf takes the cheapest route. `explain` shows which
+    route, what it costs, and why it is expensive if it is. The loss may be written with any module
+    library, or with none.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
@@ -51,15 +52,14 @@ def exact_diagonal(
         `loss_fn` twice.
 
     Cost: 2 to 6 gradient equivalents for dense networks, 4 to 6 for ReLU convolutional networks
-      with 10 outputs, 12 to 33 for small convolutional networks with GELU; with attention one
-      tangent for each weight of query and key, so that `propagated_diagonal` is the one to take
-      there. A leaf without a site costs one tangent, a quarter to a half gradient equivalent, per
-      entry.
+      with 10 outputs, 12 to 33 for small convolutional networks with GELU. Attention needs one
+      tangent for each weight of query and key: take `propagated_diagonal` there. A leaf without a
+      site costs one tangent, a quarter to a half gradient equivalent, per entry.
 
-    Source: the quantity that parameters are selected by in Malekmohammadi, Lee, Xiong,
-      "Sharpness-Aware Parameter Selection for Machine Unlearning" (arXiv 2504.06398). The routes
-      follow from the second-order chain rule; rows for piecewise affine networks as in
-      F. Dangel, F. Kunstner, P. Hennig, "BackPACK" (arXiv 1912.10985).
+    Source: parameters are selected by this diagonal in Malekmohammadi, Lee, Xiong, "Sharpness-Aware
+      Parameter Selection for Machine Unlearning" (arXiv 2504.06398). The routes follow from the
+      second-order chain rule; rows for piecewise affine networks as in F. Dangel, F. Kunstner,
+      P. Hennig, "BackPACK" (arXiv 1912.10985).
 
     Example:
       >>> import jax.numpy as jnp

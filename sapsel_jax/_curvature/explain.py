@@ -1,4 +1,4 @@
-"""How each leaf's diagonal will be computed, at what cost, and why, before anything is computed."""
+"""Says how each leaf's diagonal will be computed, at what cost, and why; computes no numbers."""
 
 import dataclasses
 from typing import Any
@@ -24,10 +24,10 @@ class PlannedUse:
       cut: the shape of the small variable whose Hessian stands for what follows; empty without.
       route: the way to the diagonal.
       products: how many tangents are pushed, rows pulled or Hessian-vector products taken for it.
-      cost: in gradient equivalents, without what is shared.
-      propagated: how `propagated_diagonal` estimates it in its one pass: "exact" where nothing
-        random comes between, else "at the site", or "at the leaf" where that has no site;
-        "refused" with the reason.
+      cost: in gradient equivalents, without the shared cost.
+      propagated: how `propagated_diagonal` estimates it in its one pass: "exact" if no noise
+        reaches it, else "at the site", or "at the leaf" if the leaf has no site; "refused" with the
+        reason.
       reason: why the leaf has no site; empty where it has one.
     """
 
@@ -44,15 +44,15 @@ class PlannedUse:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How `exact_diagonal` will compute each leaf, and what one pass would do for it.
+    """How `exact_diagonal` will compute each leaf, and how `propagated_diagonal` estimates it.
 
-    `str()` of it is a table.
+    `str(plan)` is a table.
 
     Attributes:
-      uses: one entry for each way by which a leaf enters the loss.
-      shared_cost: what all have in common, in gradient equivalents: values, adjoints, small
+      uses: one `PlannedUse` for each place where a leaf enters the loss.
+      shared_cost: the cost that all uses share, in gradient equivalents: values, adjoints, small
         Hessians, rows pulled back.
-      cost: of everything, in gradient equivalents: an estimate from counted operations.
+      cost: the total, in gradient equivalents: an estimate from counted operations.
     """
 
     uses: tuple[PlannedUse, ...]
@@ -75,27 +75,31 @@ class Plan:
 
 
 def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Plan:
-    """How `exact_diagonal` will compute each leaf, and what that will cost.
+    """Explains how `exact_diagonal` will compute each leaf, and what that will cost.
+
+    The work of every route is counted from the shapes of the operations; each leaf takes the route
+    with the least work. A cost is that work divided by the work of one gradient.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
       params: pytree of floating-point arrays, or of `jax.ShapeDtypeStruct`.
-      example: ONE example, or its shapes.
-      *args: further arguments of `loss_fn`.
+      example: ONE example, without the leading axis of a batch, or its shapes.
+      *args: further arguments of `loss_fn`, passed through as they are.
 
     Returns:
-      A `Plan`; printed it is a table with the site, the cut, the route, the number of products and
-      the estimated gradient equivalents of each leaf, how `propagated_diagonal` estimates it, and
-      the reason where it has no site.
+      A `Plan`. `print(plan)` shows a table: for each leaf the site, the cut, the route, the number
+      of products, the cost in gradient equivalents, how `propagated_diagonal` estimates it, and why
+      it has no site if it has none.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays, or `loss_fn` returns
         anything but one real scalar.
       NotImplementedError: if complex numbers depend on the parameters.
 
-    Cost: no numbers are computed; a second or two for a network of a hundred operations.
+    Cost: no gradient, no numbers are computed; a second or two for a network of a hundred
+      operations.
 
-    Source: the routes are those of `exact_diagonal`.
+    Source: as `exact_diagonal`.
 
     Example:
       >>> import jax

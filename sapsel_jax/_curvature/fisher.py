@@ -20,9 +20,10 @@ from sapsel_jax._passes.lifts import Record, find_structures, records_of_uses
 def empirical_fisher_diagonal(
     loss_fn: LossFn, *, microbatch: int | None = None, reduction: str = "mean"
 ) -> Callable[..., Diagonal]:
-    """The diagonal of the empirical Fisher matrix: the mean over examples of squared gradients.
+    """Computes the diagonal of the empirical Fisher matrix of a loss over a batch.
 
-    It is not the Fisher matrix, whose labels are drawn from the model, and neither the Hessian.
+    Entry i is the mean over examples of (∂ℓ/∂θᵢ)². The empirical Fisher matrix is not the Fisher
+    matrix, whose labels are drawn from the model, and it is not the Hessian.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.

@@ -30,11 +30,11 @@ def gauss_newton_diagonal(
     microbatch: int | None = None,
     reduction: str = "mean",
 ) -> Callable[..., Diagonal]:
-    """The exact diagonal of the Gauss-Newton matrix of a loss over a batch.
+    """Computes the exact diagonal of the Gauss-Newton matrix of a loss over a batch.
 
-    With ℓ = c(f(θ, x)), entry i is the mean over examples of (Jᵀ H J)ᵢᵢ: J the Jacobian of the
-    outputs f in the parameters, H the Hessian of c in the outputs. It equals the diagonal of the
-    Hessian for the leaves that `is_piecewise_affine` accepts.
+    With ℓ = c(f(θ, x)), entry i is the mean over examples of (Jᵀ H J)ᵢᵢ. J is the Jacobian of the
+    outputs f in the parameters, H the Hessian of c in the outputs. The diagonal equals the diagonal
+    of the Hessian for the leaves that `is_piecewise_affine` accepts.
 
     Args:
       model_fn: `model_fn(params, example, *args) -> outputs`, a pytree of float arrays for one
@@ -91,10 +91,11 @@ def sampled_gauss_newton_diagonal(
     microbatch: int | None = None,
     reduction: str = "mean",
 ) -> Callable[..., Diagonal]:
-    """An unbiased estimate of the diagonal of the Gauss-Newton matrix of a loss over a batch.
+    """Estimates the diagonal of the Gauss-Newton matrix of a loss over a batch, without bias.
 
-    The mean over examples of (Jᵀv) ⊙ (Jᵀ H v), v random signs of the outputs' shape, drawn anew
-    for every example and sample. No labels are sampled, so that any loss will do.
+    It computes the mean over examples of (Jᵀv) ⊙ (Jᵀ H v), with J and H as in
+    `gauss_newton_diagonal` and v random signs in the shape of the outputs, independent for every
+    example and sample. No labels are sampled, so any output loss will do.
 
     Args:
       model_fn: `model_fn(params, example, *args) -> outputs`, a pytree of float arrays for one

@@ -25,20 +25,20 @@ def hutchinson_diagonal(
     reduction: str = "mean",
     return_error: bool = False,
 ) -> Callable[..., Any]:
-    """Hutchinson's estimate of the Hessian diagonal of a loss over a batch.
+    """Estimates the Hessian diagonal of a loss over a batch, by Hutchinson's probes at the sites.
 
-    Where a leaf enters example n's loss by z = A w + ..., the estimate is the mean over examples
-    of (Aᵀv) ⊙ (Aᵀ H v): H the Hessian in z and v random signs of its shape, drawn anew for every
-    site, example and probe. It is unbiased, and its error comes from inside one site of one
-    example, not from all other parameters as with probes of the parameters. A leaf without a site
-    (`explain` says which) is probed itself.
+    A leaf w enters the loss of an example by z = A w + ... The estimate is the mean over examples
+    of (Aᵀv) ⊙ (Aᵀ H v), with H the Hessian in z and v random signs in the shape of z, independent
+    for every site, example and probe. It is unbiased. Its error comes from inside one site of one
+    example, while probes of the parameters pick up noise from all other parameters. A leaf without
+    a site (`explain` says which) is probed itself.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
       num_probes: how many random vectors per example, at least 1.
-      microbatch: how many examples are worked on at once, at least 1.
-        Memory grows with it in proportion; the default is as many as fit into about 16 MB. The
-        draws belong to the examples, so the result does not depend on it but for rounding.
+      microbatch: how many examples are worked on at once, at least 1. Memory grows with it in
+        proportion; the default is as many as fit into about 16 MB. The draws belong to the
+        examples, so the result does not depend on it but for rounding.
       reduction: "mean" or "sum" over the examples.
       return_error: also return the standard error of each entry, from the spread between probes;
         needs `num_probes >= 2`.
@@ -56,8 +56,8 @@ def hutchinson_diagonal(
         `loss_fn` twice.
 
     Cost: for each probe one Hessian-vector product per site, each through the part of the network
-      after the site alone: about 1 to 4 gradient equivalents for a network of three layers, and
-      growing with depth; `propagated_diagonal` does not grow.
+      after the site alone: about 1 to 4 gradient equivalents for a network of three layers. The
+      cost grows with depth; the cost of `propagated_diagonal` does not.
 
     Source: M. F. Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1989);
       for the diagonal C. Bekas, E. Kokiopoulou, Y. Saad, "An estimator for the diagonal of a

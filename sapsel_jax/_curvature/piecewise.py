@@ -25,8 +25,8 @@ def is_piecewise_affine(
     Args:
       model_fn: `model_fn(params, example, *args) -> outputs`, a pytree of float arrays.
       params: pytree of floating-point arrays, or of `jax.ShapeDtypeStruct`.
-      example: one example, or its shapes.
-      *args: further arguments of `model_fn`.
+      example: ONE example, without the leading axis of a batch, or its shapes.
+      *args: further arguments of `model_fn`, passed through as they are.
 
     Returns:
       A pytree of Python bools shaped like `params`.
@@ -35,7 +35,7 @@ def is_piecewise_affine(
       TypeError: if `params` holds anything but real floating-point arrays.
       NotImplementedError: if complex numbers depend on the parameters.
 
-    Cost: no numbers are computed.
+    Cost: no gradient, no numbers are computed.
 
     Source: the directional derivative of every operation, read as a jaxpr: an operation is
       piecewise affine where its derivative does not depend on its input.

@@ -45,19 +45,20 @@ def propagated_diagonal(
     reduction: str = "mean",
     return_error: bool = False,
 ) -> Callable[..., Any]:
-    """The Hessian diagonal of a loss over a batch, estimated by one backward pass.
+    """Estimates the Hessian diagonal of a loss over a batch by one backward pass.
 
-    Beside the adjoint of each example's loss the pass carries two random signals b₁ and b₂. Where
-    an operation bends, noise is added to both whose outer product is that operation's Hessian in
-    expectation, anew for every example and block. So E[b₁ b₂ᵀ] is the Hessian of the loss in every
-    variable, and where a leaf enters by z = A w + ..., (Aᵀ b₁) ⊙ (Aᵀ b₂) at z is an unbiased
-    estimate of its diagonal. In tied and recurrent weights and leaves that enter non-linearly the
-    signals are carried to the leaf itself. In ReLU networks nothing is random but at the loss.
+    Beside the adjoint of each example's loss, the pass carries two random signals b₁ and b₂. Where
+    an operation is not affine, it adds noise to both signals. The expected outer product of the two
+    noises is the operation's own Hessian; the noise is independent for every example and block. So
+    E[b₁ b₂ᵀ] is the Hessian of the loss in every variable. If a leaf enters by z = A w + ..., then
+    (Aᵀ b₁) ⊙ (Aᵀ b₂) at z is an unbiased estimate of its diagonal. For tied and recurrent weights,
+    and for leaves that enter non-linearly, the signals are carried to the leaf itself. In ReLU
+    networks only the loss adds noise.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
-      num_probes: how many such passes, at least 1; four at once, or one after the other where
-        `microbatch` is given.
+      num_probes: how many such passes are averaged, at least 1. Four run at once; one after the
+        other if `microbatch` is given.
       microbatch: how many examples are worked on at once, at least 1. Memory grows with it in
         proportion; the default is as many as fit into about 64 MB. The draws belong to the
         examples, so the result does not depend on it but for rounding.

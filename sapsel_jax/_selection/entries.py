@@ -21,10 +21,10 @@ from sapsel_jax._selection.search import num_entries, top_entries
 
 
 def select_top_fraction(scores: Scores, fraction: float) -> Mask:
-    """The `round(fraction * n)` entries with the highest scores, over all leaves together.
+    """Selects the `round(fraction * n)` entries with the highest scores, over all leaves together.
 
-    Ties go to the entry that comes first in leaf order. NaN and -inf are never selected; where
-    fewer entries remain than were asked for, all of them are.
+    Ties go to the entry that comes first in leaf order. NaN and -inf are never selected. If fewer
+    entries remain than were asked for, all of them are selected.
 
     Args:
       scores: pytree of floating-point arrays; the dtypes may differ from leaf to leaf.
@@ -36,11 +36,11 @@ def select_top_fraction(scores: Scores, fraction: float) -> Mask:
     Raises:
       TypeError: if `fraction` is no Python number or a leaf is not floating point.
       ValueError: if `fraction` lies outside [0, 1].
-      NotImplementedError: if there are 2³² entries or more.
+      NotImplementedError: if there are 2³² − 7 entries or more.
 
     Cost: at most 11 passes over the scores (22 where a leaf is float64), and one for every 3 bits
-      of n where ties at the threshold must be broken; no gradient. The memory beside the scores is
-      that of the mask.
+      of n where ties at the threshold must be broken; no gradient. The mask is the only other
+      memory of the size of the scores.
 
     Source: Malekmohammadi, Lee, Xiong (arXiv 2504.06398), abstract: the share of the parameters
       with the largest entries.
@@ -58,10 +58,10 @@ def select_top_fraction(scores: Scores, fraction: float) -> Mask:
 
 
 def select_top_count(scores: Scores, count: int) -> Mask:
-    """The `count` entries with the highest scores, over all leaves together.
+    """Selects the `count` entries with the highest scores, over all leaves together.
 
-    Ties go to the entry that comes first in leaf order. NaN and -inf are never selected; where
-    fewer entries remain than were asked for, all of them are.
+    Ties go to the entry that comes first in leaf order. NaN and -inf are never selected. If fewer
+    entries remain than were asked for, all of them are selected.
 
     Args:
       scores: pytree of floating-point arrays; the dtypes may differ from leaf to leaf.
@@ -73,9 +73,11 @@ def select_top_count(scores: Scores, count: int) -> Mask:
     Raises:
       TypeError: if `count` is no Python integer or a leaf is not floating point.
       ValueError: if `count` is negative.
-      NotImplementedError: if there are 2³² entries or more.
+      NotImplementedError: if there are 2³² − 7 entries or more.
 
     Cost: as `select_top_fraction`.
+
+    Source: as `select_top_fraction`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,9 +92,10 @@ def select_top_count(scores: Scores, count: int) -> Mask:
 
 
 def select_top_fraction_per_leaf(scores: Scores, fraction: float) -> Mask:
-    """In each leaf of n entries, the `round(fraction * n)` with the highest scores.
+    """Selects in each leaf the same share of its entries, the highest scores first.
 
-    Ties, NaN and -inf are treated as in `select_top_fraction`.
+    In a leaf of n entries it takes the `round(fraction * n)` with the highest scores. Ties, NaN
+    and -inf are treated as in `select_top_fraction`.
 
     Args:
       scores: pytree of floating-point arrays; the dtypes may differ from leaf to leaf.
@@ -104,8 +107,11 @@ def select_top_fraction_per_leaf(scores: Scores, fraction: float) -> Mask:
     Raises:
       TypeError: if `fraction` is no Python number or a leaf is not floating point.
       ValueError: if `fraction` lies outside [0, 1].
+      NotImplementedError: if a leaf has 2³² − 7 entries or more.
 
     Cost: as `select_top_fraction`.
+
+    Source: own: `select_top_fraction`, leaf by leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -120,23 +126,26 @@ def select_top_fraction_per_leaf(scores: Scores, fraction: float) -> Mask:
 
 
 def select_like(mask: Mask, key: jax.Array) -> Mask:
-    """Random entries, in each leaf as many as `mask` has there: the control for any selection.
+    """Selects random entries, in each leaf as many as `mask` has there.
 
-    What a selection gains over this control it gains by which entries it takes, not by how many of
+    It is the control for any selection. Every choice of that many entries of a leaf is equally
+    likely. If a selection beats this control, the reason is which entries it takes, not how many of
     each layer.
 
     Args:
-      mask: pytree of bool arrays.
+      mask: pytree of bool arrays, any shapes; may be traced.
       key: a JAX random key.
 
     Returns:
-      A mask with the structure, the shapes and the counts of `mask`; every choice of that many
-      entries of a leaf is equally likely.
+      A mask with the structure and shapes of `mask`, and with its count in each leaf.
 
     Raises:
       TypeError: if a leaf is not bool.
+      NotImplementedError: if a leaf has 2³² − 7 entries or more.
 
     Cost: as `select_top_fraction`.
+
+    Source: own.
 
     Example:
       >>> import jax
@@ -153,17 +162,24 @@ def select_like(mask: Mask, key: jax.Array) -> Mask:
 
 
 def select_leaves(params: Params, predicate: Callable[[str, Any], bool]) -> Mask:
-    """Whole leaves, chosen by their path.
+    """Selects whole leaves by their paths.
+
+    All entries of a leaf are selected if `predicate(path, leaf)` is true, and none if it is false.
 
     Args:
-      params: pytree of arrays.
+      params: pytree of arrays or of `jax.ShapeDtypeStruct`.
       predicate: `predicate(path, leaf) -> bool`, with the path as `keystr(path, simple=True,
         separator="/")` writes it, such as `layer/kernel`.
 
     Returns:
       A mask: pytree of bool arrays shaped like `params`, each all True or all False.
 
-    Cost: one pass over the entries.
+    Raises:
+      Exception: what `predicate` raises; nothing of its own.
+
+    Cost: one pass over the entries; no gradient.
+
+    Source: own.
 
     Example:
       >>> import jax.numpy as jnp
@@ -185,7 +201,7 @@ def top_floats(
     return _top_floats(leaves, jnp.uint32(count), wide=wide, units=units)
 
 
-# Compiled here, as is `_random_entries`, because JAX would compile the loops inside anew in every
+# Compiled here, as is `_random_entries`, because JAX would compile the loops inside again in every
 # call that is not itself under `jit`.
 @functools.partial(jax.jit, static_argnames=("wide", "units"))
 def _top_floats(

@@ -1,7 +1,7 @@
 """Scores: what makes a parameter worth editing. Larger is selected sooner.
 
-Every score is a pytree shaped like the parameters, in float32 or wider. Where a number it is made
-of is NaN or infinite the score is NaN, and NaN is never selected.
+Every score is a pytree shaped like the parameters, in float32 or wider. A score that is computed
+from NaN or infinity is NaN, and NaN is never selected.
 """
 
 from typing import Any
@@ -23,12 +23,12 @@ def _finite(x: jax.Array) -> jax.Array:
 
 
 def score_sharpest(diagonal: Diagonal) -> Scores:
-    """Largest curvature first: the paper's selection, and the default.
+    """Ranks the entries with the largest curvature first: the default, and the paper's selection.
 
     The score is the diagonal itself, with its sign: a large negative curvature comes last.
 
     Args:
-      diagonal: pytree of second derivatives.
+      diagonal: pytree of second derivatives, any shapes.
 
     Returns:
       Scores shaped like `diagonal`; NaN where it is not finite.
@@ -36,7 +36,7 @@ def score_sharpest(diagonal: Diagonal) -> Scores:
     Raises:
       TypeError: if `diagonal` holds anything but real floating-point arrays.
 
-    Cost: one pass over the entries.
+    Cost: one pass over the entries; no gradient.
 
     Source: Malekmohammadi, Lee, Xiong (arXiv 2504.06398), abstract.
 
@@ -51,25 +51,25 @@ def score_sharpest(diagonal: Diagonal) -> Scores:
 
 
 def score_flattest(diagonal: Diagonal, *, floor: float) -> Scores:
-    """Smallest curvature first, among the entries whose curvature is above a floor.
+    """Ranks the entries with the smallest curvature first, among those above a floor.
 
-    Entries without curvature (weights from pixels that are never lit, units that never fire) would
-    otherwise be the flattest of all, and changing them does nothing. They score -inf and are never
-    selected.
+    The score is −H where H > floor, and -inf elsewhere. Entries without curvature (weights from
+    pixels that are never lit, units that never fire) would otherwise be the flattest of all, and
+    changing them does nothing. They score -inf and are never selected.
 
     Args:
-      diagonal: pytree of second derivatives.
+      diagonal: pytree of second derivatives H, any shapes.
       floor: entries at or below it do not count as live, in units of the diagonal, at least 0.
 
     Returns:
-      Scores shaped like `diagonal`: its negative where it is above `floor`, -inf elsewhere, NaN
-      where it is not finite.
+      Scores shaped like `diagonal`; NaN where it is not finite.
 
     Raises:
-      TypeError: if `diagonal` holds anything but real floating-point arrays.
-      ValueError: if `floor` is negative.
+      TypeError: if `diagonal` holds anything but real floating-point arrays, or `floor` is no
+        number.
+      ValueError: if `floor` is negative or not finite.
 
-    Cost: one pass over the entries.
+    Cost: one pass over the entries; no gradient.
 
     Source: the reverse order of `score_sharpest`, as a control for it.
 
@@ -90,18 +90,20 @@ def score_flattest(diagonal: Diagonal, *, floor: float) -> Scores:
 
 
 def score_saliency(gradient: Params) -> Scores:
-    """Largest gradient first, in absolute value.
+    """Ranks the entries with the largest gradients first.
+
+    The score is |g|.
 
     Args:
       gradient: pytree of gradients, usually of the loss summed over the examples to forget.
 
     Returns:
-      Scores shaped like `gradient`: |g|; NaN where it is not finite.
+      Scores shaped like `gradient`; NaN where it is not finite.
 
     Raises:
       TypeError: if `gradient` holds anything but real floating-point arrays.
 
-    Cost: one pass over the entries.
+    Cost: one pass over the entries; no gradient.
 
     Source: Fan et al., "SalUn" (arXiv 2310.12508), equation 3.
 
@@ -116,18 +118,20 @@ def score_saliency(gradient: Params) -> Scores:
 
 
 def score_magnitude(params: Params) -> Scores:
-    """Largest parameter first, in absolute value.
+    """Ranks the largest parameters first.
+
+    The score is |θ|.
 
     Args:
       params: pytree of parameters.
 
     Returns:
-      Scores shaped like `params`: |θ|; NaN where it is not finite.
+      Scores shaped like `params`; NaN where they are not finite.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays.
 
-    Cost: one pass over the entries.
+    Cost: one pass over the entries; no gradient.
 
     Source: the usual baseline of pruning: Han et al. (arXiv 1506.02626).
 
@@ -142,7 +146,9 @@ def score_magnitude(params: Params) -> Scores:
 
 
 def score_random(params: Params, key: jax.Array) -> Scores:
-    """A random order: independent uniform numbers in [0, 1).
+    """Ranks the entries in a random order.
+
+    Scores are independent uniform numbers in [0, 1).
 
     Args:
       params: pytree of parameters.
@@ -154,9 +160,9 @@ def score_random(params: Params, key: jax.Array) -> Scores:
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays.
 
-    Cost: one pass over the entries.
+    Cost: one pass over the entries; no gradient.
 
-    Source: the control for any selection; `select_like` is the one that also matches its counts.
+    Source: own, as a control for any selection; `select_like` also matches the counts per leaf.
 
     Example:
       >>> import jax
@@ -172,10 +178,11 @@ def score_random(params: Params, key: jax.Array) -> Scores:
 
 
 def score_decrease(gradient: Params, diagonal: Diagonal, *, damping: float) -> Scores:
-    """Largest predicted decrease of the loss first, each entry taken alone.
+    """Ranks the entries with the largest predicted decrease of the loss first.
 
-    The score is g² / 2(max(H, 0) + damping): what one Newton step along that entry gains. Without
-    damping it does not change when the network is rescaled to the same function.
+    The score is g² / 2(max(H, 0) + damping): how far one Newton step along that entry alone lowers
+    the loss. Without damping the score stays the same when the network is rescaled to the same
+    function.
 
     Args:
       gradient: pytree of gradients g of the loss to be lowered.
@@ -187,10 +194,11 @@ def score_decrease(gradient: Params, diagonal: Diagonal, *, damping: float) -> S
       Scores shaped like `gradient`.
 
     Raises:
-      TypeError: if a tree holds anything but real floating-point arrays.
-      ValueError: if the trees differ or `damping` is negative.
+      TypeError: if a tree holds anything but real floating-point arrays, or `damping` is no number.
+      ValueError: if the trees differ in structure or shapes, or `damping` is negative or not
+        finite.
 
-    Cost: one pass over the entries.
+    Cost: one pass over the entries; no gradient.
 
     Source: the minimum of the second-order Taylor polynomial in one entry.
 
@@ -210,7 +218,9 @@ def score_decrease(gradient: Params, diagonal: Diagonal, *, damping: float) -> S
 
 
 def score_newton_step(gradient: Params, diagonal: Diagonal, *, damping: float) -> Scores:
-    """Longest Newton step first, each entry taken alone: |g| / (max(H, 0) + damping).
+    """Ranks the entries with the longest Newton step first.
+
+    The score is |g| / (max(H, 0) + damping): the length of a Newton step along that entry alone.
 
     Args:
       gradient: pytree of gradients g of the loss to be lowered.
@@ -222,10 +232,11 @@ def score_newton_step(gradient: Params, diagonal: Diagonal, *, damping: float) -
       Scores shaped like `gradient`.
 
     Raises:
-      TypeError: if a tree holds anything but real floating-point arrays.
-      ValueError: if the trees differ or `damping` is negative.
+      TypeError: if a tree holds anything but real floating-point arrays, or `damping` is no number.
+      ValueError: if the trees differ in structure or shapes, or `damping` is negative or not
+        finite.
 
-    Cost: one pass over the entries.
+    Cost: one pass over the entries; no gradient.
 
     Source: the length of the diagonal Newton step.
 
@@ -245,10 +256,10 @@ def score_newton_step(gradient: Params, diagonal: Diagonal, *, damping: float) -
 
 
 def score_brain_damage(params: Params, diagonal: Diagonal) -> Scores:
-    """Largest Optimal Brain Damage saliency first: ½ H θ².
+    """Ranks the entries with the largest Optimal Brain Damage saliency first.
 
-    It is what the loss gains when the entry is set to zero at a minimum, and does not change when
-    the network is rescaled to the same function.
+    The score is ½ H θ²: how far the loss rises, to second order, if the entry is set to zero at a
+    minimum. It stays the same when the network is rescaled to the same function.
 
     Args:
       params: pytree of parameters θ.
@@ -259,9 +270,9 @@ def score_brain_damage(params: Params, diagonal: Diagonal) -> Scores:
 
     Raises:
       TypeError: if a tree holds anything but real floating-point arrays.
-      ValueError: if the trees differ.
+      ValueError: if the trees differ in structure or shapes.
 
-    Cost: one pass over the entries.
+    Cost: one pass over the entries; no gradient.
 
     Source: LeCun, Denker, Solla, "Optimal Brain Damage" (1989), equation 5.
 
@@ -318,7 +329,9 @@ def score_change(before: Params, after: Params, diagonal: Diagonal) -> Scores:
 
 
 def score_fisher_ratio(forget_fisher: Diagonal, data_fisher: Diagonal, *, damping: float) -> Scores:
-    """Entries that matter to the forget examples more than to the data: I_f / (I_D + damping).
+    """Ranks the entries first that matter more to the forget examples than to the data.
+
+    The score is I_f / (I_D + damping), the ratio of the two Fisher diagonals.
 
     Args:
       forget_fisher: pytree of Fisher diagonals on the examples to forget.
@@ -330,10 +343,11 @@ def score_fisher_ratio(forget_fisher: Diagonal, data_fisher: Diagonal, *, dampin
       Scores shaped like `forget_fisher`.
 
     Raises:
-      TypeError: if a tree holds anything but real floating-point arrays.
-      ValueError: if the trees differ or `damping` is negative.
+      TypeError: if a tree holds anything but real floating-point arrays, or `damping` is no number.
+      ValueError: if the trees differ in structure or shapes, or `damping` is negative or not
+        finite.
 
-    Cost: one pass over the entries.
+    Cost: one pass over the entries; no gradient.
 
     Source: Foster, Schoepf, Brintrup, selective synaptic dampening (arXiv 2308.07707), section 3.
 

@@ -1,4 +1,4 @@
-"""Scores to masks by units, such as output channels: whole ones, or as much of each."""
+"""Scores to masks by units, such as output channels: whole units, or equally much of each unit."""
 
 import bisect
 from collections.abc import Callable, Hashable
@@ -24,19 +24,20 @@ Groups = Callable[[str, Any], Hashable] | None
 def select_top_units(
     scores: Scores, fraction: float, *, axis: int = -1, groups: Groups = None
 ) -> Mask:
-    """Whole units, such as output channels: those with the highest mean scores over all leaves.
+    """Selects whole units, such as output channels: the highest mean scores first.
 
-    A unit is one slice of a leaf along `axis`, with the slices of the same position in the leaves
-    of its group: a channel's kernel and its bias. A scalar leaf is one unit.
+    A unit is one slice of a leaf along `axis`, with the slices at the same position in the other
+    leaves of its group: a channel's kernel and its bias. Its score is the mean of its entries. All
+    units are ranked together. A scalar leaf is one unit.
 
     Args:
       scores: pytree of floating-point arrays; the dtypes may differ from leaf to leaf.
       fraction: share of all units, a Python number in [0, 1].
       axis: the axis of each leaf that its units run along: -1 for flax and haiku, whose kernels
         keep outputs last; 0 for equinox, which keeps them first.
-      groups: `groups(path, leaf) -> name`, with the path as in `select_leaves`; leaves of one name
-        share their units, such as `lambda path, leaf: path.rpartition("/")[0]` for the leaves of
-        one layer. By default every leaf stands alone.
+      groups: `groups(path, leaf) -> name`, with the path as in `select_leaves`. Leaves of one name
+        share their units: `lambda path, leaf: path.rpartition("/")[0]` joins the leaves of one
+        layer. By default every leaf stands alone.
 
     Returns:
       A mask: pytree of bool arrays shaped like `scores`. Exactly `round(fraction * units)` units
@@ -47,8 +48,9 @@ def select_top_units(
         floating point.
       ValueError: if `fraction` lies outside [0, 1], a leaf has no such axis, or leaves of one group
         differ in their number of units.
+      NotImplementedError: if there are 2³² − 7 units or more.
 
-    Cost: one pass over the scores, and a selection among the units.
+    Cost: one pass over the scores, and a selection among the units; no gradient.
 
     Source: Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710), ranks whole
       filters; the score is the caller's choice here.
@@ -78,30 +80,33 @@ def select_top_units(
 def select_top_fraction_per_unit(
     scores: Scores, fraction: float, *, axis: int = -1, groups: Groups = None
 ) -> Mask:
-    """`round(fraction * n)` of all n entries, as many of each unit, such as an output channel.
+    """Selects `round(fraction * n)` of all n entries, equally many of each unit.
 
-    Every unit gives its entry with the highest score, then every unit its second, and so on; units
-    with fewer entries give all they have. In the last round, which not all can join, the highest
-    scores do. So a mask reaches every unit, where the highest scores of all lie in few of them.
+    A unit is an output channel, for example; see `select_top_units`. Every unit gives its entry
+    with the highest score, then every unit gives its second, and so on. Units with fewer entries
+    give all they have. If not all units can join the last round, the highest scores decide. So the
+    mask reaches every unit, even if the highest scores lie in few units.
 
     Args:
       scores: pytree of floating-point arrays; the dtypes may differ from leaf to leaf.
       fraction: share of all entries, a Python number in [0, 1].
       axis: as in `select_top_units`.
-      groups: as in `select_top_units`. Where biases stand alone each of them is a unit, and they
-        are selected first; where they are in a group with their kernel they compete with it.
+      groups: as in `select_top_units`. Biases that stand alone are units of one entry each, so they
+        are selected first. Biases in one group with their kernel compete with it.
 
     Returns:
       A mask: pytree of bool arrays shaped like `scores`. Ties go to the entry that comes first in
-      leaf order. NaN and -inf are never selected, and other units do not make up for them.
+      leaf order. NaN and -inf are never selected, and no other unit gives more in their place.
 
     Raises:
       TypeError: if `fraction` is no Python number, `axis` no Python integer, or a leaf is not
         floating point.
       ValueError: if `fraction` lies outside [0, 1], a leaf has no such axis, or leaves of one group
         differ in their number of units.
+      NotImplementedError: if a group has 2³² − 7 entries or more, or all leaves together have as
+        many and a last round must choose among them.
 
-    Cost: five times that of `select_top_fraction`, measured on 30 million entries on CPU; no
+    Cost: five times as much as `select_top_fraction`, measured on 30 million entries on CPU; no
       gradient.
 
     Source: Zhang et al., "Gradient-based Parameter Selection for Efficient Fine-Tuning" (arXiv

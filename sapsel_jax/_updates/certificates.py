@@ -32,20 +32,20 @@ class Reason(enum.IntEnum):
 class Certificate(NamedTuple):
     """What an update knows about its result: a pytree of scalars.
 
-    The loss that a step is to lower is that of the corrected training set less the slope that the
-    original training had left, L(D~, θ) − ⟨∇L(D, θ₀), θ⟩. Where training had converged, this is
-    the corrected loss itself.
+    The loss that a step is to lower is L(D~, θ) − ⟨∇L(D, θ₀), θ⟩: the mean loss of the corrected
+    training set, less the slope that the original training left. If the original training
+    converged, that slope is 0 and this is the corrected loss itself.
 
     Attributes:
-      converged: bool; False means that the parameters are those of the last step that held, the
-        old ones where none did.
+      converged: bool; False means that a step did not hold: the parameters are then the result of
+        the last step that held, or the old parameters if none held.
       reason: int32, a `Reason`.
       num_steps: int32, how many steps were accepted.
       iterations: int32, iterations of the solver, over all steps.
       relative_residual: ‖(H + damping·I) s + g‖ / ‖g‖ of the last step s; NaN where nothing was
         solved.
-      damping: of the last step, in units of the mean loss; what it was adapted to where that was
-        asked for. 0 where there is none.
+      damping: of the last step, in units of the mean loss, after it was adapted if that was asked
+        for; 0 for updates without damping.
       predicted_change: predicted loss change of the accepted steps, to second order.
       actual_change: measured loss change of the accepted steps.
     """

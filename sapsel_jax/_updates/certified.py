@@ -35,25 +35,31 @@ class Update(Protocol):
         microbatch: int | None = None,
         args: tuple[Any, ...] = (),
     ) -> tuple[Params, Certificate]:
-        """New parameters, and whether to trust them; the arguments are those of `unlearn`."""
+        """New parameters, and whether to trust them; the arguments are as in `unlearn`."""
         ...
 
 
 def with_first_order(*, step_size: Any) -> Update:
-    """Makes the closed-form step an update of `unlearn`, with a certificate.
+    """Makes the closed-form step an update for `unlearn`, with a certificate.
+
+    The step is θ ← θ − τ · m ⊙ Δ, as in `first_order_update`. It is taken if the new parameters are
+    finite and the loss that it is to lower (see `Certificate`) does not rise.
 
     Args:
       step_size: τ of `first_order_update`, at least 0; may be traced.
 
     Returns:
-      A function for `unlearn`. Its certificate predicts to first order, and holds no residual. A
-      step that would raise the loss it was to lower is not taken.
+      A function for the argument `update` of `unlearn`. Its certificate predicts the loss change to
+      first order; its residual is NaN.
 
     Raises:
       TypeError: if `step_size` is no number.
-      ValueError: if `step_size` is negative.
+      ValueError: if `step_size` is negative or not finite.
 
-    Cost: that of `first_order_update`, a gradient on `data` and two passes for its loss.
+    Cost: of the update: as `first_order_update`, one more gradient equivalent on `data`, and two
+      forward passes over `data`.
+
+    Source: as `first_order_update`; the certificate is own.
 
     Example:
       >>> import jax
@@ -97,29 +103,33 @@ def with_first_order(*, step_size: Any) -> Update:
 def with_iteration(
     *, optimizer: optax.GradientTransformation, num_steps: int, batch_size: int, key: jax.Array
 ) -> Update:
-    """Makes steps of any optax optimizer an update of `unlearn`, with a certificate.
+    """Makes steps of any optax optimizer an update for `unlearn`, with a certificate.
 
-    Half of each batch is drawn from the corrected examples and half from `data`; where examples are
-    removed, all of it from `data`.
+    Each step descends on the mean loss of a random batch, as in `iterative_update`. Half of the
+    batch is drawn from the corrected examples and half from `data`. If examples are removed, all of
+    it is drawn from `data`.
 
     Args:
       optimizer: any optax transformation; it is wrapped by `selective`.
-      num_steps: at least 1.
-      batch_size: examples per step, an even number.
+      num_steps: how many steps, a Python integer of at least 1.
+      batch_size: examples per step, an even Python integer of at least 2.
       key: a JAX random key, for the draws.
 
     Returns:
-      A function for `unlearn`. Its certificate is about the mean loss on `data`, predicts to first
-      order, and holds no residual. Steps that together raise that loss are not taken. Single steps
-      that are not finite are passed over, as in `iterative_update`, which also returns the loss
-      curve; where none is finite, the certificate says so.
+      A function for the argument `update` of `unlearn`. Its certificate is about the mean loss on
+      `data`, predicts to first order, and has NaN as its residual. If the steps together raise that
+      loss, none of them is taken. A single step that is not finite is left out, as in
+      `iterative_update`; if no step is finite, the certificate says so. The loss curve is not
+      returned: call `iterative_update` for it.
 
     Raises:
       TypeError: if a count is no Python integer.
       ValueError: if `num_steps` is below 1, `batch_size` below 2 or odd.
 
-    Cost: `num_steps` gradients on `batch_size` examples, a gradient on `data` and two passes for
-      its loss; the memory of all batches at once.
+    Cost: of the update: `num_steps` gradient equivalents on `batch_size` examples, one on `data`,
+      and two forward passes over `data`; the memory of all batches at once.
+
+    Source: as `iterative_update`; the certificate is own.
 
     Example:
       >>> import jax

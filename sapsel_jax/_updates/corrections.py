@@ -21,7 +21,7 @@ def gradient_change(
     microbatch: int | None = None,
     args: tuple[Any, ...] = (),
 ) -> Params:
-    """How corrections change the gradient of the mean loss: the right-hand side of every update.
+    """Computes how corrections change the gradient of the mean loss.
 
         Δ = (Σ ∇ℓ(corrected, θ) − Σ ∇ℓ(original, θ)) / N
 
@@ -31,15 +31,15 @@ def gradient_change(
       original: batch of the examples as they were trained on.
       corrected: batch of the same examples as they should have been; None removes the originals.
       num_examples: N, the size of the training set as it should have been; None averages over the
-        originals, which is what `mean_update` takes where they come in several batches.
+        originals. `mean_update` takes such averages if the originals come in several batches.
       microbatch: how many examples are worked on at once, at least 1; the default is all of them.
         Memory grows with it in proportion; the result does not depend on it but for rounding.
       args: further arguments of `loss_fn`, passed through as they are.
 
     Returns:
-      A pytree shaped like `params`, float32 or wider. The sums over examples are kept in the same
-      precision: parameters that are narrower are widened for the computation, and the examples
-      with them.
+      A pytree shaped like `params`, float32 or wider: Δ, which every update is computed from. The
+      sums over examples are kept in float32 or wider, too: narrower parameters are widened for the
+      computation, and the examples with them.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays, or `loss_fn` returns
@@ -47,7 +47,7 @@ def gradient_change(
       ValueError: if a batch is empty, `corrected` differs from `original` in structure or number,
         or a count is too small.
 
-    Cost: one gradient on the originals and one on the corrections.
+    Cost: one gradient equivalent on the originals and one on the corrections.
 
     Source: Warnecke et al. (arXiv 2108.11577), the gradient difference of both their updates.
 

@@ -27,7 +27,7 @@ def first_order_update(
     microbatch: int | None = None,
     args: tuple[Any, ...] = (),
 ) -> Params:
-    """Takes one closed-form step from the originals' influence to that of the corrections.
+    """Takes one closed-form step that replaces the originals' influence by the corrections'.
 
         θ ← θ − τ · m ⊙ Δ,    Δ = (Σ ∇ℓ(corrected, θ) − Σ ∇ℓ(original, θ)) / N
 
@@ -47,8 +47,8 @@ def first_order_update(
 
     Returns:
       New parameters with the structure, shapes and dtypes of `params`; bit-identical outside the
-      mask. Where the step would leave a selected entry NaN or infinite, none is taken: all
-      parameters come back as they were. Parameters narrower than float32 are widened for the
+      mask. If the step would leave a selected entry NaN or infinite, it is not taken, and all
+      parameters are returned as they were. Parameters narrower than float32 are widened for the
       computation and rounded once.
 
     Raises:
@@ -57,9 +57,9 @@ def first_order_update(
       ValueError: if a batch is empty, `corrected` differs from `original` in structure or number,
         `mask` does not fit `params`, or a number is out of range.
 
-    Cost: one gradient on the originals and one on the corrections.
+    Cost: one gradient equivalent on the originals and one on the corrections.
 
-    Source: Warnecke et al. (arXiv 2108.11577), the first-order update; the mask is that of
+    Source: Warnecke et al. (arXiv 2108.11577), the first-order update; the mask as in
       Malekmohammadi, Lee, Xiong (arXiv 2504.06398).
 
     Example:

@@ -25,10 +25,11 @@ def iterative_update(
     retained: Batch | None = None,
     args: tuple[Any, ...] = (),
 ) -> tuple[Params, jax.Array]:
-    """Steps of any optax optimizer on the selected entries, one per batch, in one `lax.scan`.
+    """Takes steps of any optax optimizer on the selected entries, one step for each batch.
 
-    Each step descends on the mean loss of its batch: corrected examples, mixed with retained ones
-    where they are given; or, with a sign inside the loss, originals to be ascended on.
+    Each step descends on the mean loss of its batch: corrected examples, mixed with retained
+    examples if they are given. With a minus sign inside the loss it ascends on originals. All steps
+    run in one `lax.scan`.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
@@ -46,9 +47,9 @@ def iterative_update(
     Returns:
       A pair: new parameters with the structure, shapes and dtypes of `params`, bit-identical
       outside the mask, and the mean loss of each batch before its step, shape (steps,). A step
-      that would leave a selected entry NaN or infinite is not taken, by the optimizer's state
-      neither; its loss stands in the curve as it was. The mean loss and its gradient are computed
-      in float32 or wider; the optimizer gets the gradient in the dtypes of `params`.
+      that would leave a selected entry NaN or infinite is not taken: parameters and optimizer state
+      stay as they were, and the batch's loss is returned as it is. The mean loss and its gradient
+      are computed in float32 or wider; the optimizer gets the gradient in the dtypes of `params`.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays or `mask` anything but
@@ -56,10 +57,10 @@ def iterative_update(
       ValueError: if the batches are empty or differ in length, `retained` differs from them in
         structure, steps or the shape of an example, or `mask` does not fit `params`.
 
-    Cost: one gradient per batch.
+    Cost: one gradient equivalent for each batch.
 
-    Source: Warnecke et al. (arXiv 2108.11577) apply their update repeatedly; the optimizer is free
-      here.
+    Source: Warnecke et al. (arXiv 2108.11577) apply their update repeatedly; here any optimizer
+      can.
 
     Example:
       >>> import jax.numpy as jnp

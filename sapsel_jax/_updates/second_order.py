@@ -53,35 +53,36 @@ def second_order_update(
     microbatch: int | None = None,
     args: tuple[Any, ...] = (),
 ) -> tuple[Params, Certificate]:
-    """Newton's step on the selected entries, from the original optimum to the corrected one.
+    """Takes Newton's step on the selected entries, from the original optimum to the corrected one.
 
         θ ← θ − (H + damping·I)⁻¹ g on the mask,    g = ∇L(data, θ) − r
 
-    H is the curvature of the mean loss on `data`, and r = ∇L(data, θ₀) − Δ the gradient that the
-    original training had left (Δ as in `gradient_change`). At the first step g is Δ: the step of
-    the paper. Further steps linearise anew. A step is taken only if its solver converged, the new
-    parameters are finite, and the loss it is to lower (see `Certificate`) does not rise.
+    H is the curvature of the mean loss on `data`. r = ∇L(data, θ₀) − Δ is the gradient that the
+    original training left, with Δ as in `gradient_change`. At the first step g is Δ: the step of
+    the paper. Each further step computes H and g again where the last one ended. A step is taken
+    only if its solver converged, the new parameters are finite, and the loss that it is to lower
+    (see `Certificate`) does not rise.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
       params: pytree of floating-point arrays, where the loss was trained to.
       original: batch of the examples as they were trained on.
       corrected: batch of the same examples as they should have been; None removes the originals.
-      data: batch of the training set as it should have been: corrected examples in place, removed
-        ones absent. A random sample of it will do, with `num_examples` given.
+      data: batch of the training set as it should have been: with the corrected examples, without
+        the removed ones. A random sample of it will do if `num_examples` is given.
       damping: added to the curvature, in units of the mean loss, above 0; may be traced.
       mask: pytree of bool arrays shaped like `params`, True for the entries that may move; None
-        moves all of them. Where it selects nothing, nothing moves and the step has converged.
-      num_examples: N, the size of the training set as it should have been; None takes that of
+        moves all of them. If it selects nothing, nothing moves and the step has converged.
+      num_examples: N, the size of the training set as it should have been; None takes the size of
         `data`.
       solver: `conjugate_gradient()`, `lissa()`, `diagonal_solver()`, `dense_solver()`, or any
-        function from `System` to `Solution`; None takes conjugate gradients, and the dense solver
-        where no more than 16 entries can be selected.
+        function from `System` to `Solution`; None takes conjugate gradients, or the dense solver if
+        at most 16 entries can be selected.
       num_steps: how many steps to take, at least 1.
-      adapt_damping: follow Levenberg and Marquardt: after a step that lowered the loss by less than
-        a quarter of what was predicted the damping is multiplied by 4, by more than three quarters
-        divided by 2; a step that does not hold is tried again with 4 times the damping, 10 times in
-        all.
+      adapt_damping: adapt the damping as Levenberg and Marquardt do. If a step lowered the loss by
+        less than a quarter of the prediction, the damping is multiplied by 4; if by more than three
+        quarters, it is divided by 2. A step that does not hold is tried again with 4 times the
+        damping, up to 10 times in all.
       num_selected: the most entries that `mask` can select, if known before the call is traced.
       model_fn: `model_fn(params, example, *args) -> outputs`; with it H is the Gauss-Newton matrix,
         which has no negative curvature where the output loss is convex.
@@ -94,10 +95,10 @@ def second_order_update(
 
     Returns:
       A pair: new parameters with the structure, shapes and dtypes of `params`, bit-identical
-      outside the mask, and a `Certificate`. Where a step does not hold, the parameters are those of
-      the last one that did, and the certificate says why. Parameters narrower than float32 are
-      widened for the computation, and the examples with them, and rounded once; what the rounded
-      parameters change is what the certificate says.
+      outside the mask, and a `Certificate`. If a step does not hold, the parameters are the result
+      of the last step that held, and the certificate says why. Parameters narrower than float32 are
+      widened for the computation, and the examples with them, and rounded once; the certificate is
+      about the rounded parameters.
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays or `mask` anything but
@@ -107,12 +108,13 @@ def second_order_update(
         `mask` does not fit `params`, a number is out of range, or only one of `model_fn` and
         `output_loss_fn` is given, or `penalty_fn` without them.
 
-    Cost: for each step a gradient on `data`, the solver's products, one more, and two passes for
-      the loss; once a gradient on the originals, the corrections and `data`.
+    Cost: for each step one gradient equivalent on `data`, the solver's products, one more product,
+      and two forward passes; once one gradient equivalent each on the originals, the corrections
+      and `data`.
 
-    Source: Warnecke et al. (arXiv 2108.11577), the second-order update; the mask is that of
-      Malekmohammadi, Lee, Xiong (arXiv 2504.06398). Adapting: D. W. Marquardt (1963); the rates are
-      those of common practice.
+    Source: Warnecke et al. (arXiv 2108.11577), the second-order update; the mask as in
+      Malekmohammadi, Lee, Xiong (arXiv 2504.06398). Adapting: D. W. Marquardt, "An algorithm for
+      least-squares estimation of nonlinear parameters" (1963), with rates of common practice.
 
     Example:
       >>> import jax.numpy as jnp

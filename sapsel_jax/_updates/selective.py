@@ -18,15 +18,15 @@ def selective(
 ) -> optax.GradientTransformationExtraArgs:
     """Runs an optax transformation on the selected entries and leaves all others bit-identical.
 
-    Gradients outside the mask are set to zero before `inner` sees them, so that its statistics
-    hold nothing of them, NaN included, and updates outside the mask are set to -0.0 after it, so
-    that nothing that `inner` adds of its own (weight decay, noise, momentum) moves them. -0.0 is
-    what leaves every float as it is when added: -0.0 + 0.0 would turn a parameter of -0.0 into 0.0.
-    Denormal parameters are the one exception on backends that flush them to zero in any addition.
+    Gradients outside the mask are set to zero before `inner` sees them, so that its statistics hold
+    nothing of them, not even NaN. Updates outside the mask are set to -0.0 afterwards, so that
+    nothing that `inner` adds (weight decay, noise, momentum) moves those entries. Adding -0.0
+    leaves every float as it is; adding 0.0 would turn a parameter of -0.0 into 0.0. Denormal
+    parameters are the one exception, on backends that flush them to zero in any addition.
 
-    Put it outermost: what is chained or wrapped around it may add updates of its own, and
-    `optax.MultiSteps` and `optax.apply_if_finite` return 0.0 for a step they hold back. Inside it
-    every one of them is safe.
+    Put it outermost: a transformation around it may add updates of its own, and `optax.MultiSteps`
+    and `optax.apply_if_finite` return 0.0 for a step that they hold back. Inside it each of them is
+    safe.
 
     A transformation that looks at whole leaves (muon, or clipping by a norm) sees them with zeros
     outside the mask: muon orthogonalises that sparse matrix, then keeps of the result what the mask
@@ -38,15 +38,15 @@ def selective(
         be traced: a second mask needs no new compilation.
 
     Returns:
-      A transformation with the state of `inner`. Keyword arguments of `update` are passed on, with
-      `grad`, which line searches take, masked like the gradients; `optax.LookaheadParams` are
-      masked in both their parts.
+      A transformation with the state of `inner`. Keyword arguments of `update` are passed on;
+      `grad`, which line searches take, is masked like the gradients. Both parts of
+      `optax.LookaheadParams` are masked.
 
     Raises:
       TypeError: if a leaf of `mask` is not bool.
       ValueError: by `init` and `update`, if the tree they are given does not fit the mask.
 
-    Cost: that of `inner`, and two passes over the parameters.
+    Cost: as `inner`, and two passes over the parameters; no gradient.
 
     Source: optax's masking wrappers take one bool per leaf; this is their elementwise form.
 
@@ -126,12 +126,13 @@ class SelectivePackedState(NamedTuple):
 def selective_packed(
     inner: optax.GradientTransformation, mask: Mask, count: int
 ) -> optax.GradientTransformationExtraArgs:
-    """`selective` with the state of `inner` for `count` entries only, not for all parameters.
+    """Runs an optax transformation on the selected entries, with state for `count` entries only.
 
     `inner` sees one vector: the selected entries in leaf order, then zeros. Elementwise
-    transformations give the same parameters as under `selective`; those that look at whole leaves
-    (adafactor, muon, lamb, clipping by block) take the vector for one leaf and so differ. Leaves of
-    several dtypes are promoted to one, in which the updates are returned.
+    transformations give the same parameters as under `selective`. Transformations that look at
+    whole leaves (adafactor, muon, lamb, clipping by block) take the vector for one leaf, so their
+    result differs. Leaves of several dtypes are promoted to one dtype, and updates are returned in
+    it.
 
     The positions of the selected entries are taken from the mask by `init` and stay in the state;
     `update` goes by the state.
@@ -155,8 +156,10 @@ def selective_packed(
         `update`, if it is given a `value_fn`, as line searches are, which would be called with the
         vector.
 
-    Cost: that of `inner` on `count` entries, a gather and a scatter of at most `count` entries a
-      leaf, and one pass to write the updates.
+    Cost: as `inner` on `count` entries, a gather and a scatter of at most `count` entries for each
+      leaf, and one pass to write the updates; no gradient.
+
+    Source: own.
 
     Example:
       >>> import jax.numpy as jnp

@@ -9,7 +9,9 @@ from sapsel_jax.audit._inputs import is_labelled, wide_labels, wide_logits
 
 
 def accuracy(logits: Any, labels: Any) -> jax.Array:
-    """The share of the examples whose largest logit is that of their label.
+    """Computes the share of the examples that the model gets right.
+
+    An example is right if the logit of its label is its largest logit.
 
     Args:
       logits: real floating-point array, shape (..., examples, classes), at least 2 classes.
@@ -44,9 +46,10 @@ def accuracy(logits: Any, labels: Any) -> jax.Array:
 
 
 def attack_success(logits: Any, targets: Any, labels: Any) -> jax.Array:
-    """The share of the attacked examples that are taken for the class the attacker wants.
+    """Computes the share of the attacked examples that are taken for the class the attacker wants.
 
-    Examples that belong to that class anyway say nothing and do not count.
+    An attack succeeds if the largest logit belongs to the target. Examples that belong to the
+    target class anyway say nothing and do not count.
 
     Args:
       logits: real floating-point array of the examples with the trigger, shape

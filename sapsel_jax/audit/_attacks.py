@@ -25,13 +25,13 @@ FIT_STEPS = 100
 class Attack(NamedTuple):
     """What a membership attack achieves.
 
-    At chance `auc` and both accuracies are 1/2. Compare all figures with those of the same attack
-    on a retrained model: that is the aim, and where the forgotten examples differ from the unseen
-    ones in themselves it is not 1/2.
+    At chance, `auc` and both accuracies are 1/2. Compare every figure with the same attack on a
+    retrained model. The retrained model's figure is the aim. It is not 1/2 if the forgotten
+    examples themselves differ from the unseen examples.
 
-    Unlearning may go too far: forgotten examples that the model is less sure of than of unseen ones
-    can be told apart as well. A one-sided attack then has an `auc` near 0, which is a leak like one
-    near 1. Look at `two_sided_auc` and `two_sided_accuracy` to see both.
+    Unlearning may go too far: if the model is less sure of forgotten examples than of unseen
+    examples, an attacker can tell them apart as well. A one-sided attack then has an `auc` near 0,
+    which is a leak as much as an `auc` near 1. `two_sided_auc` and `two_sided_accuracy` show both.
 
     Attributes:
       auc: the area under the ROC curve of "member where the score is high", in [0, 1].
@@ -54,10 +54,10 @@ class Attack(NamedTuple):
 def auc(
     member_scores: Any, other_scores: Any, *, member_where: Any = None, other_where: Any = None
 ) -> jax.Array:
-    """The chance that a member scores higher than a non-member, ties counted as one half.
+    """Computes the area under the ROC curve of an attack that takes high scores for members.
 
-    It is the area under the ROC curve of "member where the score is high". Near 0 the members are
-    told apart as surely as near 1, by their low scores.
+    It is the chance that a member scores higher than a non-member; a tie counts as one half. An
+    area near 0 is a leak as much as an area near 1: then low scores show the members.
 
     Args:
       member_scores: real floating-point array, one score per member, shape (n,).
@@ -108,9 +108,9 @@ def true_positive_rate(
     member_where: Any = None,
     other_where: Any = None,
 ) -> jax.Array:
-    """The share of the members that are found while hardly any non-member is accused.
+    """Computes the share of the members that are found at a given false positive rate.
 
-    The threshold is the lowest one that at most this share of the non-members lie above. Members
+    The threshold is the lowest score that at most this share of the non-members lies above. Members
     with low scores are not found; negate both scores to look for them.
 
     Args:
@@ -167,11 +167,11 @@ def entropy_attack(
     *,
     num_folds: int = 5,
 ) -> Attack:
-    """Takes examples of low modified entropy for members, and reports the other side as well.
+    """Attacks by modified entropy: takes examples of low entropy for members.
 
-    A model is surer of what it was trained on: members have low entropies, so `auc` and `accuracy`
-    take low for member. Examples that were unlearned too well have higher entropies than unseen
-    ones and give an `auc` below 1/2. They can be told apart, too: `two_sided_auc` and
+    A model is surer of examples that it was trained on, so members have low entropies: `auc` and
+    `accuracy` take low for member. Examples that were unlearned too far have higher entropies than
+    unseen examples and give an `auc` below 1/2. They can be told apart, too: `two_sided_auc` and
     `two_sided_accuracy` say how well.
 
     One threshold serves all classes. It is fitted on all folds but one and tried on that one, in
@@ -270,10 +270,10 @@ def logistic_attack(
 
     The features are standardised, both sets weigh the same, and the mean log loss with
     ½ · penalty · ‖w‖² is minimised by steps with the bound ¼XᵀX on its Hessian, which converge from
-    anywhere. Every example is judged by the fit on the folds it is not in; the i-th example that
-    counts belongs to fold i mod `num_folds`, so shuffle where the order means something. With
-    nothing to be learned the figures come out at or a little below 1/2. The fit finds the side on
-    which the members are, so that the two-sided figures are the same as the others.
+    anywhere. Every example is judged by the fit on the other folds. The i-th example that counts
+    belongs to fold i mod `num_folds`, so shuffle if the order means something. If there is nothing
+    to learn, the figures are at or a little below 1/2. The fit finds the side on which the members
+    are, so the two-sided figures equal the others.
 
     Args:
       forget_features: what the attacker sees of the examples to forget, real floating-point, shape
@@ -297,7 +297,7 @@ def logistic_attack(
     Cost: per fold, 100 passes over the features.
 
     Source: Kurmanji et al., SCRUB (arXiv 2302.09880), the logistic attack on losses; the bound is
-      that of Böhning, "Multinomial logistic regression algorithm" (1992).
+      from Böhning, "Multinomial logistic regression algorithm" (1992).
 
     Example:
       >>> import jax.numpy as jnp

@@ -11,9 +11,10 @@ from sapsel_jax.audit._inputs import wide_logits
 
 
 def margin(logits: Any, labels: Any) -> jax.Array:
-    """How sure the model is of a label: logit_y − logsumexp of the other logits.
+    """Measures how sure the model is of a label, by the margin of its logit.
 
-    It is log(p_y / (1 − p_y)), computed without ever rounding p_y to 1.
+    The margin is logit_y − logsumexp of the other logits. It equals log(p_y / (1 − p_y)), and is
+    computed without rounding p_y to 1.
 
     Args:
       logits: real floating-point array, shape (..., classes), at least 2 classes.
@@ -46,12 +47,12 @@ def margin(logits: Any, labels: Any) -> jax.Array:
 
 
 def modified_entropy(logits: Any, labels: Any) -> jax.Array:
-    """How unsure the model is of a label, and of its being none of the others: low for members.
+    """Measures how unsure the model is of a label: members have low values.
 
         −(1 − p_y) log p_y − Σ_{i ≠ y} p_i log(1 − p_i)
 
-    The wrong classes enter by log(1 − p_i): a confidently wrong answer is as far from a member as
-    can be. With log p_i in its place, as in some public code, it would look like one.
+    The wrong classes enter by log(1 − p_i), so a confidently wrong answer has a high value. With
+    log p_i in its place, as in some public code, it would look like a member.
 
     Args:
       logits: real floating-point array, shape (..., classes), at least 2 classes.

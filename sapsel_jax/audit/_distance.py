@@ -21,15 +21,15 @@ from sapsel_jax._selection.masks import mask_density
 
 
 def distance(params: Params, other: Params) -> jax.Array:
-    """The Euclidean distance of two models' parameters: ‖θ − θ'‖.
+    """Computes the Euclidean distance of two models' parameters.
 
-    To the retrained model it says how much is left to do, for a convex loss; networks that compute
-    the same function may lie far apart. To the poisoned model it says how much was done: a small
-    change tends to be easily undone.
+    The distance is ‖θ − θ'‖ over all leaves. For a convex loss, the distance to the retrained model
+    says how much is left to do; networks that compute the same function may lie far apart. The
+    distance to the poisoned model says how much was done: a small change is often easy to undo.
 
     Args:
       params: pytree of floating-point arrays.
-      other: the same of the other model, shaped like `params`.
+      other: pytree of the other model's parameters, shaped like `params`.
 
     Returns:
       A float32 (or wider) scalar of at least 0; NaN where an entry is.
@@ -55,10 +55,11 @@ def distance(params: Params, other: Params) -> jax.Array:
 
 
 def changed_mask(before: Params, after: Params) -> Mask:
-    """Which entries have other bits than before.
+    """Selects the entries whose bits differ.
 
-    Bits are compared, so that -0.0 is not 0.0 and one NaN is not another. `mask_count`,
-    `mask_density` and `describe_mask` say how many there are, `sparsity` how many stayed.
+    Bits are compared: -0.0 differs from 0.0, and NaN differs from a NaN with other bits.
+    `mask_count`, `mask_density` and `describe_mask` say how many entries changed; `sparsity` says
+    how many did not.
 
     Args:
       before: pytree of arrays.
@@ -106,10 +107,12 @@ def changed_mask(before: Params, after: Params) -> Mask:
 
 
 def sparsity(mask: Mask) -> jax.Array:
-    """The share of the entries that a mask leaves alone: 1 − `mask_density`.
+    """Computes the share of the entries that a mask does not select.
+
+    It is 1 − `mask_density(mask)`.
 
     Args:
-      mask: pytree of bool arrays; `changed_mask(before, after)` for what an update did leave alone.
+      mask: pytree of bool arrays, any shapes: `changed_mask(before, after)`, for example.
 
     Returns:
       A float32 scalar in [0, 1]; 1 for a tree without entries.

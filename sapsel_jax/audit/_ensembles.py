@@ -25,8 +25,9 @@ def train_ensemble(
 ) -> tuple[Params, jax.Array]:
     """Trains many models on examples of one data set, each on its own and in its own order.
 
-    Groups of `at_once` models run side by side under `vmap`, the groups one after the other in a
-    `lax.map`, so that memory is that of one group. Under `jax.jit` the whole is one program.
+    Each step is taken on the mean loss of its batch. Groups of `at_once` models run side by side
+    under `vmap`, the groups one after the other in a `lax.map`, so only one group is in memory at a
+    time. Under `jax.jit` all of it is one program.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
@@ -35,7 +36,7 @@ def train_ensemble(
         can be trained on.
       data: batch of all examples that any model may see.
       ids: integers in [0, examples), shape (models, steps, batch): which examples each step of each
-        model takes. Leaving examples out of them retrains without those.
+        model takes. A model whose ids leave out some examples is retrained without them.
       optimizer: any optax transformation; every model has a state of its own.
       at_once: how many models run side by side, a Python integer of at least 1.
       args: further arguments of `loss_fn`, passed through as they are.
@@ -46,15 +47,17 @@ def train_ensemble(
       others alone.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays or `ids` no integers, or
-        `loss_fn` returns anything but one real scalar.
-      ValueError: if the data is empty, `ids` has other axes, or the number of models differs.
+      TypeError: if `params` holds anything but real floating-point arrays or `ids` no integers,
+        `loss_fn` returns anything but one real scalar, or `at_once` is no Python integer.
+      ValueError: if the data is empty, `ids` has other axes, the number of models differs, or
+        `at_once` is below 1.
 
-    Cost: models × steps gradients. On a CPU one model already fills the cores. Measured on 2 cores,
-      times one model's: 32 MLPs 64-64-32-10 in groups of 8 take 33, one by one 37, all under one
-      `vmap` 46; 8 small convolutional networks one by one 9, under one `vmap` 13.
+    Cost: models × steps gradient equivalents on one batch. On a CPU one model already fills the
+      cores. Measured on 2 cores, in times of one model: 32 MLPs 64-64-32-10 take 33 in groups of 8,
+      37 one by one, 46 all under one `vmap`; 8 small convolutional networks take 9 one by one, 13
+      under one `vmap`.
 
-    Source: the plain training loop; ensembles of this kind are what `u_lira` and `klom` compare.
+    Source: own, a plain training loop; `u_lira` and `klom` compare ensembles of this kind.
 
     Example:
       >>> import jax.numpy as jnp

@@ -10,14 +10,15 @@ from sapsel_jax.audit._inputs import check_not_empty, wide
 
 
 def exposure(canary_loss: Any, alternative_losses: Any) -> jax.Array:
-    """How many bits of a canary a model gives away: log2 |R| − log2 rank.
+    """Measures how many bits of a canary a model reveals.
 
-    R holds the canary and its alternatives; the rank is its place among their losses, 1 for the
-    lowest, ties shared: 1 + (lower) + ½ (equal). A model that never saw the canary gives it 1.44
-    bits on average (log2 e, for many alternatives); log2 |R| is all there is to give away.
+    The exposure is log2 |R| − log2 rank. R holds the canary and its alternatives. The rank is the
+    canary's place among their losses, 1 for the lowest loss, with ties shared:
+    1 + (lower) + ½ (equal). A model that never saw the canary has an exposure of 1.44 bits on
+    average (log2 e, for many alternatives). The largest possible exposure is log2 |R|.
 
-    Only the low side is seen: a canary whose loss was pushed above all alternatives has an exposure
-    of 0, and stands out all the same. The exposure of the negated losses shows that.
+    The exposure is about low losses only. A canary whose loss was pushed above all alternatives has
+    an exposure of 0 and stands out all the same; the exposure of the negated losses shows it.
 
     Args:
       canary_loss: of the canary, real floating-point, shape (...).

@@ -12,14 +12,15 @@ from sapsel_jax.audit._inputs import check_same_examples, wide_margins
 def klom(
     unlearned_margins: Any, retrained_margins: Any, *, min_std: float = 0.01, clip: float = 100.0
 ) -> jax.Array:
-    """KLOM: the divergence of an example's margins, retrained from unlearned, as Gaussians.
+    """Computes KLOM, the divergence of unlearned from retrained margins, with Gaussians.
 
         log(s_u / s_r) + (s_r² + (m_r − m_u)²) / 2s_u² − 1/2
 
-    with means m and standard deviations s. A Gaussian needs far fewer models than a histogram
-    (`klom_binned`). Two ensembles of T models each of the same training do not give 0 but
-    (T − 1)(1 + 2/T) / (2T − 6) − 1/2 on average, for Gaussian margins: 0.38 with 8 models, 0.07
-    with 32, 0.02 with 128. Compare with what two ensembles of retrained models give.
+    m and s are the means and standard deviations of an example's margins over retrained (r) and
+    unlearned (u) models. A Gaussian needs far fewer models than a histogram (`klom_binned`). Two
+    ensembles of T models each, trained alike, do not give 0: for Gaussian margins the average is
+    (T − 1)(1 + 2/T) / (2T − 6) − 1/2, which is 0.38 for 8 models, 0.07 for 32, 0.02 for 128.
+    Compare with the value of two ensembles of retrained models.
 
     Args:
       unlearned_margins: `margin` of each example under each unlearned model, real floating-point,
@@ -28,8 +29,8 @@ def klom(
         models, not necessarily as many.
       min_std: floor of the standard deviations, in nats, above 0: differences well below it do not
         count.
-      clip: margins are cut to [−clip, clip], in nats, above 0: infinite ones are kept from deciding
-        the fit.
+      clip: margins are cut to [−clip, clip], in nats, above 0, so that infinite margins do not
+        decide the fit.
 
     Returns:
       Float32 (or wider) divergences in nats, at least 0 (but for rounding), shape (examples,); NaN
@@ -43,7 +44,7 @@ def klom(
     Cost: a few passes over the margins.
 
     Source: Georgiev et al., "Attribute-to-Delete: Machine Unlearning via Datamodel Matching"
-      (arXiv 2410.23232), KLOM; the closed form is that of two Gaussians.
+      (arXiv 2410.23232), KLOM; here with the closed form for two Gaussians.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,16 +70,17 @@ def klom_binned(
     smoothing: float = 1e-5,
     clip: float = 100.0,
 ) -> jax.Array:
-    """KLOM by histograms, as it was published: comparable with others' figures, given many models.
+    """Computes KLOM by histograms, as it was published.
 
-    The range of both ensembles is cut into equal bins, and Σ p_r log(p_r / p_u) is taken of the
-    shares in them, each raised by `smoothing`. A bin that no unlearned model falls into costs
-    −p_r log(smoothing) nearly, so with fewer than some hundred models this measures their number;
-    `klom` does not.
+    The range of both ensembles is cut into equal bins. With p the share of the models in a bin,
+    raised by `smoothing`, the result is Σ p_r log(p_r / p_u) over the bins. Given many models, it
+    can be compared with published figures. A bin without an unlearned model adds nearly
+    −p_r log(smoothing), so with fewer than some hundred models the result depends mostly on their
+    number; `klom` does not.
 
     Args:
-      unlearned_margins: as for `klom`.
-      retrained_margins: as for `klom`.
+      unlearned_margins: as in `klom`, shape (models, examples), at least 2 models.
+      retrained_margins: as in `klom`, shape (models, examples), at least 2 models.
       num_bins: a Python integer of at least 1.
       smoothing: added to each share, before they are made to sum to 1 again, above 0.
       clip: margins are cut to [−clip, clip], in nats, above 0.
@@ -88,10 +90,11 @@ def klom_binned(
       where a margin is, so also for an example that `margin` marks as ignored.
 
     Raises:
-      TypeError: as `klom`.
+      TypeError: if the margins are not real floating-point numbers, or `num_bins` is no Python
+        integer.
       ValueError: as `klom`.
 
-    Cost: a pass over the margins per bin.
+    Cost: a pass over the margins for each bin; no gradient.
 
     Source: Georgiev et al. (arXiv 2410.23232), appendix E.1.
 

@@ -29,12 +29,13 @@ class Lira(NamedTuple):
 def u_lira(
     unlearned_margins: Any, retrained_margins: Any, *, min_std: float = 0.01, clip: float = 100.0
 ) -> Lira:
-    """U-LiRA: was this example unlearned by this model, or never seen?
+    """Attacks by U-LiRA: was this example unlearned by this model, or never seen?
 
-    For each example a Gaussian is fitted to its margins under the unlearned models and one to those
-    under the retrained ones; a model is taken for unlearned where its margin is likelier under the
-    first. In turn the i-th model of each kind is left out of both fits and judged by them, so with
-    nothing to tell the two apart the accuracy is 1/2 on average, whatever the number of models.
+    For each example, one Gaussian is fitted to its margins under the unlearned models, and one to
+    its margins under the retrained models. A model is taken for unlearned if its margin is likelier
+    under the first. In turn, the i-th model of each kind is left out of both fits and judged by
+    them. So the accuracy is 1/2 on average if nothing tells the two apart, however many models
+    there are.
 
     Args:
       unlearned_margins: `margin` of each example under each model that was trained on it and then
@@ -42,8 +43,8 @@ def u_lira(
       retrained_margins: the same under models that never saw the examples, of the same shape.
       min_std: floor of the standard deviations, in nats, above 0: differences well below it do not
         count.
-      clip: margins are cut to [−clip, clip], in nats, above 0: infinite ones are kept from deciding
-        the fit.
+      clip: margins are cut to [−clip, clip], in nats, above 0, so that infinite margins do not
+        decide the fit.
 
     Returns:
       A `Lira`; a model whose margins are equally likely counts as half told. An example whose
@@ -59,8 +60,7 @@ def u_lira(
     Cost: a pass over the margins per model, and sorting them.
 
     Source: Hayes et al., "Inexact Unlearning Needs More Careful Evaluations to Avoid a False Sense
-      of Privacy" (arXiv 2403.01218), U-LiRA; the margins are those of Carlini et al.
-      (arXiv 2112.03570).
+      of Privacy" (arXiv 2403.01218), U-LiRA; the margins as in Carlini et al. (arXiv 2112.03570).
 
     Example:
       >>> import jax.numpy as jnp

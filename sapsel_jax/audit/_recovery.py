@@ -29,13 +29,14 @@ class Recovery(NamedTuple):
 def recovery(
     after: Any, poisoned: Any, retrained: Any, *, num_examples: int, small_gap: float = 0.01
 ) -> Recovery:
-    """How much of the gap between the poisoned and the retrained model was closed: 1 is all of it.
+    """Measures how much of the gap between the poisoned and the retrained model was closed.
 
         share = (after − poisoned) / (retrained − poisoned)
         measurable = |retrained − poisoned| ≥ max(small_gap, 2 √((p(1 − p) + r(1 − r)) / n))
 
-    with p and r the shares of the poisoned and of the retrained model. Where the gap is smaller
-    than chance makes it, a quotient by it says nothing; look at `gap` and `reached` there.
+    p and r are the shares of the poisoned and of the retrained model, n is `num_examples`. A share
+    of 1 means that all of the gap was closed. If the gap is no larger than chance would make it, a
+    quotient by it says nothing: look at `gap` and `reached` then.
 
     Args:
       after: a share of examples of the unlearned model in [0, 1], such as an accuracy; a number or
@@ -52,7 +53,7 @@ def recovery(
       TypeError: if a share is no real floating-point number or `num_examples` no integer.
       ValueError: if an array is empty, `num_examples` is below 1, or `small_gap` negative.
 
-    Cost: none to speak of.
+    Cost: a few operations for each number; no gradient.
 
     Source: Warnecke et al. (arXiv 2108.11577) measure what is restored of the gap to the clean
       model; the rule for small gaps is two standard errors of a difference of shares.
@@ -81,7 +82,7 @@ def recovery(
 
 
 def tug_of_war(after: Any, retrained: Any) -> jax.Array:
-    """How close a model comes to the retrained one on several sets at once: 1 is as good as it.
+    """Measures how close a model comes to the retrained model on several sets at once.
 
         ToW = Π (1 − |after − retrained|)
 
@@ -97,7 +98,7 @@ def tug_of_war(after: Any, retrained: Any) -> jax.Array:
       TypeError: if the accuracies are not real floating-point numbers.
       ValueError: if they are empty, scalars, or differ in shape.
 
-    Cost: none to speak of.
+    Cost: a few operations for each number; no gradient.
 
     Source: Zhao et al., "What makes unlearning hard and what to do about it" (arXiv 2406.01257),
       the definition of ToW.

@@ -73,7 +73,7 @@ def relearn(
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example that the
-        attacker lowers: that of the original target.
+        attacker lowers: the loss of the original target.
       params: pytree of floating-point arrays of the model under attack.
       examples: batch that the attacker holds, in order, shuffled: the usual protocol takes 20 % of
         the forget set as they were trained on. Unrelated examples make the control.
@@ -164,11 +164,11 @@ def relearn(
 def relearning_area(
     rates: Any, retrained_rates: Any, *, counts: Sequence[int] = COUNTS
 ) -> RelearningArea:
-    """The area between a model's relearning curve and the retrained model's.
+    """Computes the area between a model's relearning curve and the retrained model's.
 
-    Curves are straight between the counts, over log(1 + count) from the first count to the last,
-    scaled to length 1, so that the first few examples weigh as much as the many that follow. An
-    area of 0.1 is a rate 0.1 higher all the way.
+    Curves are straight between the counts. The horizontal axis is log(1 + count) from the first
+    count to the last, scaled to length 1, so that the first few examples weigh as much as the many
+    that follow. A rate that is higher by 0.1 everywhere gives an area of 0.1.
 
     Args:
       rates: of the unlearned model, shape (..., counts), as `relearn` returns them.
@@ -182,7 +182,7 @@ def relearning_area(
       TypeError: if rates are not real floating-point numbers or a count is no Python integer.
       ValueError: if the last axes do not fit the counts, or the counts do not rise.
 
-    Cost: none to speak of.
+    Cost: a few operations for each number; no gradient.
 
     Source: the protocol is this library's.
 
