@@ -87,6 +87,6 @@ def test_an_example_calls_it(module, name, function):
 
 @pytest.mark.parametrize(("module", "name", "kind"), named(RESULTS))
 def test_every_field_of_a_result_is_explained(module, name, kind):
-    text = inspect.getdoc(kind)
+    text = inspect.getdoc(kind) or ""
     for field in kind.__annotations__:
         assert re.search(rf"^  {field}: \S", text, re.MULTILINE), field
