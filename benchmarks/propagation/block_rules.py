@@ -39,6 +39,6 @@ def _blocks_of(
     loss_fn: Callable[..., jax.Array], params: Any, batch: Any, without: str = "nothing"
 ) -> list[tuple[str, str]]:
     graph = trace(loss_fn, params, jax.tree.map(lambda x: x[0], batch))
-    sites = [use.site for use in find_uses(graph)]
-    _, blocks = find_blocks(graph, sites, RULES - {WITHOUT[without]})
+    graph, uses = find_uses(graph)
+    _, blocks = find_blocks(graph, [use.site for use in uses], RULES - {WITHOUT[without]})
     return [(block.node.name, block.rule) for block in blocks]

@@ -62,13 +62,14 @@ def find_blocks(
     """The graph with each block as one operation, and the blocks from the sites to the output."""
     sites = list(dict.fromkeys(sites))
     joined = _join_exponentials(graph, set(sites)) if "exponentials" in rules else graph.nodes
-    graph = dataclasses.replace(graph, nodes=list(joined))
+    graph = dataclasses.replace(graph, nodes=joined)
     live = _live(graph, sites)
     for start in _forks(graph, live) if "regions" in rules else ():
         region = _region(graph, live, start, set(sites))
         if region:
             node = join(region, region[-1].outs[0], "region")
-            graph.nodes = _replace(graph.nodes, region, node, keep=_read_outside)
+            nodes = _replace(graph.nodes, region, node, keep=_read_outside)
+            graph = dataclasses.replace(graph, nodes=nodes)
             live = _replace(live, region, node)
     reached = _reached(graph, live, sites)
     blocks = [_block(graph, node, reached) for node in live]

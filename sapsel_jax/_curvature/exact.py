@@ -75,10 +75,10 @@ def exact_diagonal(
 
     def diagonal(params: Params, batch: Batch, *args: Any, weights: Any = None) -> Diagonal:
         loss = read_loss(one_scalar(loss_fn), params, batch, args, weights)
-        routes = choose(loss.graph)
+        routes = choose(loss.graph, loss.structures)
         records_of = functools.partial(_records, loss.graph)
         at_once = microbatch or examples_at_once(routes.memory)
-        return loss.diagonal(routes.structures, routes.tasks, records_of, at_once, reduction)
+        return loss.diagonal(routes.tasks, records_of, at_once, reduction)
 
     return diagonal
 

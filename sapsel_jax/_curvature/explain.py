@@ -11,6 +11,7 @@ from sapsel_jax._curvature.propagation import describe
 from sapsel_jax._curvature.routes import Routes, Task, choose
 from sapsel_jax._graph.graph import Graph, trace
 from sapsel_jax._graph.sites import Use
+from sapsel_jax._passes.lifts import find_structures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,8 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
     check_arrays("example", example, keys=True)
     loss = one_scalar(loss_fn)
     graph = trace(lambda p, e: loss(p, e, *args), params, example)
-    routes = choose(graph)
+    graph, structures = find_structures(graph)
+    routes = choose(graph, structures)
     names = [name for name, _ in named_leaves(params)]
     propagated = _propagated(graph, routes)
     uses = []

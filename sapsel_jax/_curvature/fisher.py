@@ -14,7 +14,7 @@ from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
 from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
 from sapsel_jax._graph.graph import Graph
 from sapsel_jax._passes.backward import pull
-from sapsel_jax._passes.lifts import Record, find_structures, records_of_uses
+from sapsel_jax._passes.lifts import Record, records_of_uses
 
 
 def empirical_fisher_diagonal(
@@ -58,12 +58,11 @@ def empirical_fisher_diagonal(
     check_options(microbatch, reduction)
 
     def diagonal(params: Params, batch: Batch, *args: Any, weights: Any = None) -> Diagonal:
-        loss = read_loss(one_scalar(loss_fn), params, batch, args, weights)
-        structures = find_structures(loss.graph, additive=False)
-        probed = find_probed(loss.graph, structures)
+        loss = read_loss(one_scalar(loss_fn), params, batch, args, weights, additive=False)
+        probed = find_probed(loss.graph, loss.structures)
         records_of = functools.partial(_records, loss.graph)
         at_once = microbatch or examples_at_once(entries_of(loss.graph, probed))
-        return loss.diagonal(structures, probed, records_of, at_once, reduction)
+        return loss.diagonal(probed, records_of, at_once, reduction)
 
     return diagonal
 

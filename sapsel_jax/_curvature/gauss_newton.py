@@ -20,7 +20,7 @@ from sapsel_jax._curvature.tasks import curvature, open_cuts
 from sapsel_jax._graph.graph import Graph, tail
 from sapsel_jax._graph.reach import leads_to
 from sapsel_jax._passes.backward import pull
-from sapsel_jax._passes.lifts import Record, find_structures, records_of_uses
+from sapsel_jax._passes.lifts import Record, records_of_uses
 
 
 def gauss_newton_diagonal(
@@ -75,10 +75,10 @@ def gauss_newton_diagonal(
     def diagonal(params: Params, batch: Batch, *args: Any, weights: Any = None) -> Diagonal:
         fn = _with_outputs(model_fn, output_loss_fn)
         loss = read_loss(fn, params, batch, args, weights)
-        routes = choose_through(loss.graph, loss.graph.outputs[1], find_structures(loss.graph))
+        routes = choose_through(loss.graph, loss.graph.outputs[1], loss.structures)
         records_of = functools.partial(_records, loss.graph)
         at_once = microbatch or examples_at_once(routes.memory)
-        return loss.diagonal(routes.structures, routes.tasks, records_of, at_once, reduction)
+        return loss.diagonal(routes.tasks, records_of, at_once, reduction)
 
     return diagonal
 
@@ -142,10 +142,9 @@ def sampled_gauss_newton_diagonal(
         fn = _with_outputs(model_fn, output_loss_fn)
         loss = read_loss(fn, params, batch, args, weights)
         graph, cut = loss.graph, loss.graph.outputs[1]
-        structures = find_structures(graph)
-        probed = [one for one in find_probed(graph, structures) if leads_to(graph, one.site, cut)]
+        probed = find_probed(graph, loss.structures)
+        probed = [one for one in probed if leads_to(graph, one.site, cut)]
         return loss.estimate(
-            structures,
             probed,
             functools.partial(_sampled_records, graph),
             microbatch or examples_at_once(entries_of(graph, probed)),

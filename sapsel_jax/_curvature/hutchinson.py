@@ -14,7 +14,7 @@ from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
 from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
 from sapsel_jax._curvature.probes import check_probes
 from sapsel_jax._graph.graph import Graph, tail
-from sapsel_jax._passes.lifts import Record, find_structures, records_of_uses
+from sapsel_jax._passes.lifts import Record, records_of_uses
 
 
 def hutchinson_diagonal(
@@ -81,10 +81,8 @@ def hutchinson_diagonal(
         params: Params, batch: Batch, key: jax.Array, *args: Any, weights: Any = None
     ) -> Any:
         loss = read_loss(one_scalar(loss_fn), params, batch, args, weights)
-        structures = find_structures(loss.graph)
-        probed = find_probed(loss.graph, structures)
+        probed = find_probed(loss.graph, loss.structures)
         return loss.estimate(
-            structures,
             probed,
             functools.partial(probe_records, loss.graph),
             microbatch or examples_at_once(entries_of(loss.graph, probed)),

@@ -18,7 +18,7 @@ from sapsel_jax._base.types import Batch, Diagonal, Params
 from sapsel_jax._curvature.probes import mean_of_probes
 from sapsel_jax._graph.graph import Graph, trace
 from sapsel_jax._graph.sites import Use
-from sapsel_jax._passes.lifts import Record, Structure, add_up
+from sapsel_jax._passes.lifts import Record, Structure, add_up, find_structures
 
 BUDGET = 2**22
 """Entries that the temporaries of one chunk of examples should hold: 16 MB in float32."""
@@ -52,9 +52,19 @@ def examples_at_once(entries: float, budget: int = BUDGET) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchLoss:
-    """The loss of one example as a graph, and the batch to sum over."""
+    """The loss of one example as a graph, and the batch to sum over.
+
+    Attributes:
+      graph: of the loss of one example.
+      structures: of all uses of the leaves in the graph.
+      params: the parameters.
+      batch: the examples, along the leading axis of every leaf.
+      weights: of the examples, if there are any.
+      num_examples: their number.
+    """
 
     graph: Graph
+    structures: dict[Use, Structure]
     params: Params
     batch: Batch
     weights: jax.Array | None
@@ -62,7 +72,6 @@ class BatchLoss:
 
     def diagonal(
         self,
-        structures: dict[Use, Structure],
         jobs: Sequence[Job],
         records_of: Records,
         at_once: int,
@@ -71,7 +80,7 @@ class BatchLoss:
         """The sum of records, at most `at_once` examples at a time, shaped like the parameters."""
         leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(self.params)]
         total = sum_over_examples(
-            lambda chunk: _sum_records(self.graph, structures, jobs, records_of, leaves, *chunk),
+            lambda chunk: self._sum_records(jobs, records_of, leaves, *chunk),
             (self.batch, self.weights),
             self.num_examples,
             at_once,
@@ -81,7 +90,6 @@ class BatchLoss:
 
     def estimate(
         self,
-        structures: dict[Use, Structure],
         jobs: Sequence[Job],
         records_of: KeyedRecords,
         at_once: int,
@@ -100,48 +108,53 @@ class BatchLoss:
                 own_key = jax.random.fold_in(jax.random.fold_in(key, example[1]), probe)
                 return records_of(some, leaves, example[0], own_key)
 
-            return numbered.diagonal(structures, jobs, keyed, at_once, reduction)
+            return numbered.diagonal(jobs, keyed, at_once, reduction)
 
         return mean_of_probes(one_probe, num_probes, return_error, probes_at_once)
 
+    def _sum_records(
+        self,
+        jobs: Sequence[Job],
+        records_of: Records,
+        leaves: list[jax.Array],
+        examples: Any,
+        weights: Any,
+    ) -> list[jax.Array]:
+        """The weighted sum over examples, one array per leaf.
+
+        Jobs that say the same of every example run on the first one alone.
+        """
+        num_examples = jax.tree.leaves(examples)[0].shape[0]
+        total = [jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)) for leaf in leaves]
+        first = jax.tree.map(lambda x: x[:1], examples)
+        everything = jnp.asarray([num_examples]) if weights is None else weights.sum(keepdims=True)
+        varying = [job for job in jobs if job.varying]
+        fixed = [job for job in jobs if not job.varying]
+        for some, batch, w in ((varying, examples, weights), (fixed, first, everything)):
+            if not some:
+                continue
+            records = jax.vmap(lambda example, some=some: records_of(some, leaves, example))(batch)
+            uses = [use for job in some for use in job.uses]
+            for use, one in zip(uses, records, strict=True):
+                part = add_up(self.graph, use, self.structures[use], one, w)
+                total[use.leaf] += part.astype(total[use.leaf].dtype)
+        return total
+
 
 def read_loss(
-    fn: Callable[..., Any], params: Params, batch: Batch, args: Sequence[Any], weights: Any
+    fn: Callable[..., Any],
+    params: Params,
+    batch: Batch,
+    args: Sequence[Any],
+    weights: Any,
+    *,
+    additive: bool = True,
 ) -> BatchLoss:
-    """Checks the arguments and reads the loss of one example."""
+    """Checks the arguments and reads the loss of one example; `additive` is for `find_uses`."""
     check_float_leaves("params", params)
     num_examples = count_examples(batch, weights)
     first = jax.tree.map(lambda x: x[0], batch)
     graph = trace(lambda p, example: fn(p, example, *args), params, first)
     weights = None if weights is None else jnp.asarray(weights)
-    return BatchLoss(graph, params, batch, weights, num_examples)
-
-
-def _sum_records(
-    graph: Graph,
-    structures: dict[Use, Structure],
-    jobs: Sequence[Job],
-    records_of: Records,
-    leaves: list[jax.Array],
-    examples: Any,
-    weights: Any,
-) -> list[jax.Array]:
-    """The weighted sum over examples, one array per leaf.
-
-    Jobs that say the same of every example run on the first one alone.
-    """
-    num_examples = jax.tree.leaves(examples)[0].shape[0]
-    total = [jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)) for leaf in leaves]
-    first = jax.tree.map(lambda x: x[:1], examples)
-    everything = jnp.asarray([num_examples]) if weights is None else weights.sum(keepdims=True)
-    varying = [job for job in jobs if job.varying]
-    fixed = [job for job in jobs if not job.varying]
-    for some, batch, w in ((varying, examples, weights), (fixed, first, everything)):
-        if not some:
-            continue
-        records = jax.vmap(lambda example, some=some: records_of(some, leaves, example))(batch)
-        uses = [use for job in some for use in job.uses]
-        for use, one in zip(uses, records, strict=True):
-            part = add_up(graph, use, structures[use], one, w)
-            total[use.leaf] += part.astype(total[use.leaf].dtype)
-    return total
+    graph, structures = find_structures(graph, additive=additive)
+    return BatchLoss(graph, structures, params, batch, weights, num_examples)

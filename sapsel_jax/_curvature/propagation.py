@@ -23,7 +23,6 @@ from sapsel_jax._graph.sites import Use
 from sapsel_jax._passes.lifts import (
     Record,
     Structure,
-    find_structures,
     lift,
     records_of_uses,
 )
@@ -125,12 +124,10 @@ def propagated_by(
         params: Params, batch: Batch, key: jax.Array, *args: Any, weights: Any = None
     ) -> Any:
         loss = read_loss(one_scalar(loss_fn), params, batch, args, weights)
-        structures = find_structures(loss.graph)
         probes_at_once = 1 if microbatch else min(PROBES_AT_ONCE, num_probes)
-        fitting = examples_at_once(_entries(loss.graph, structures), BUDGET)
+        fitting = examples_at_once(_entries(loss.graph, loss.structures), BUDGET)
         return loss.estimate(
-            structures,
-            _plan(loss.graph, structures, rules),
+            _plan(loss.graph, loss.structures, rules),
             lambda some, *inputs: [record for one in some for record in one.records(*inputs)],
             microbatch or max(1, fitting // probes_at_once),
             reduction,

@@ -15,7 +15,7 @@ from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.graph import Graph, Node
 from sapsel_jax._graph.reach import bending, leading_to, leads_to, varies
 from sapsel_jax._graph.sites import Use
-from sapsel_jax._passes.lifts import Structure, by_site, find_structures
+from sapsel_jax._passes.lifts import Structure, by_site
 from sapsel_jax._primitives.tangents import Label, Tangent, labels_of, placed, unit_tangents
 
 ELEMENTWISE_WORK = 8
@@ -119,9 +119,8 @@ def rows_of_cuts(tasks: Iterable[Task]) -> dict[int, list[int]]:
     return sites
 
 
-def choose(graph: Graph) -> Routes:
-    """The uses of all leaves and the cheapest task for each."""
-    structures = find_structures(graph)
+def choose(graph: Graph, structures: dict[Use, Structure]) -> Routes:
+    """The cheapest task for each use of each leaf."""
     finder = _Finder(graph)
     groups = by_site(structures)
     tasks = [finder.cheapest(uses, structures) for uses in groups]

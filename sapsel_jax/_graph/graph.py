@@ -47,20 +47,20 @@ class Node:
         return TABLE.get(self.name, UNKNOWN)
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
     """A scalar function of leaves and one example, in an order that can be evaluated."""
 
-    nodes: list[Node]
-    avals: list[Any]
+    nodes: Sequence[Node]
+    avals: Sequence[Any]
     """Shape and dtype of every variable."""
     leaves: tuple[int, ...]
     example: tuple[int, ...]
     constants: Values
     outputs: tuple[int, ...]
-    sources: list[int]
+    sources: Sequence[int]
     """For every variable, the leaves it depends on differentiably, as bits."""
-    varying: list[bool]
+    varying: Sequence[bool]
     """For every variable, whether it depends on the example."""
 
     def evaluate(self, leaves: Sequence[Any], example: Any) -> Values:
@@ -199,9 +199,8 @@ def trace(fn: Callable[..., Any], params: Any, example: Any) -> Graph:
         sources=builder.sources,
         varying=builder.varying,
     )
-    graph.nodes = graph.before(graph.outputs, graph.nodes)
-    graph.nodes = _join_elementwise(graph)
-    return graph
+    graph = dataclasses.replace(graph, nodes=graph.before(graph.outputs, graph.nodes))
+    return dataclasses.replace(graph, nodes=_join_elementwise(graph))
 
 
 class _Builder:
@@ -347,7 +346,6 @@ def _join_elementwise(graph: Graph) -> list[Node]:
         if len(nodes) > 1 and len(ends) == 1 and graph.sources[ends[0]]:
             joined.update(dict.fromkeys(nodes))
             joined[nodes[-1]] = join(nodes, ends[0], "elementwise", elementwise=True)
-    graph.__dict__.pop("consumers", None)
     merged = [joined.get(node, node) for node in graph.nodes]
     return [node for node in merged if node is not None]
 

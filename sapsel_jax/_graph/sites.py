@@ -11,6 +11,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 from sapsel_jax._graph.affine import is_affine
 from sapsel_jax._graph.graph import Graph, Node
@@ -41,16 +42,16 @@ class Use:
     reason: str
 
 
-def find_uses(graph: Graph, *, additive: bool = True) -> list[Use]:
-    """The uses of all leaves; a leaf that does not reach the output has none.
+def find_uses(graph: Graph, *, additive: bool = True) -> tuple[Graph, list[Use]]:
+    """The graph and the uses of all leaves in it; a leaf that does not reach the output has none.
 
     With `additive` a leaf may have several uses that meet in additive operations only, as they may
-    for second derivatives; without, a leaf with several uses is its own site. Adds `copy`
-    operations to the graph where a use begins with an operation that is not affine.
+    for second derivatives; without, a leaf with several uses is its own site. The graph that is
+    returned has `copy` operations where a use begins with an operation that is not affine.
     """
     uses: list[Use] = []
     for leaf, var in enumerate(graph.leaves):
-        entries = _entries(graph, var)
+        graph, entries = _entries(graph, var)
         found = [_use(graph, leaf, var, node, chain) for node, chain in entries]
         reason = _conflict(graph, found)
         if not additive and len(found) > 1 and not _apart([_slice_of(graph, use) for use in found]):
@@ -58,14 +59,14 @@ def find_uses(graph: Graph, *, additive: bool = True) -> list[Use]:
         if reason:
             found = [Use(leaf, (), var, (), var, None, None, reason)]
         uses.extend(found)
-    return uses
+    return graph, uses
 
 
-def _entries(graph: Graph, leaf: int) -> list[tuple[Node, list[Node]]]:
+def _entries(graph: Graph, leaf: int) -> tuple[Graph, list[tuple[Node, list[Node]]]]:
     """The operations at which a leaf leaves the company of its own images and constants."""
     chain, images = [], {leaf}
     entries = []
-    for node in list(graph.nodes):
+    for node in graph.nodes:
         held = [i for i, var in enumerate(node.ins) if var in images]
         outs = [var for var in node.outs if graph.sources[var]]
         if not held or not outs:
@@ -80,13 +81,14 @@ def _entries(graph: Graph, leaf: int) -> list[tuple[Node, list[Node]]]:
         elif affine and len(node.outs) == 1:
             entries.append((node, chain))
         else:
-            entries.append((_insert_copy(graph, leaf, node, images, chain), chain))
-    return entries
+            graph, copy = _insert_copy(graph, leaf, node, images, chain)
+            entries.append((copy, chain))
+    return graph, entries
 
 
 def _insert_copy(
     graph: Graph, leaf: int, node: Node, images: set[int], chain: Sequence[Node]
-) -> Node:
+) -> tuple[Graph, Node]:
     """Lets an operation read a copy of what it reads of a leaf: a site of its own.
 
     Of a single image that is a copy of the image; of several it is a copy of the leaf, which the
@@ -95,23 +97,26 @@ def _insert_copy(
     read = [var for var in dict.fromkeys(node.ins) if var in images]
     source, between = (read[0], []) if len(read) == 1 else (leaf, graph.before(read, chain))
     params = {"for": node.name}
-    renamed = {source: _new_like(graph, source)}
+    avals, sources, varying = list(graph.avals), list(graph.sources), list(graph.varying)
+
+    def new_like(var: int) -> int:
+        every: tuple[list[Any], ...] = (avals, sources, varying)
+        for facts in every:
+            facts.append(facts[var])
+        return len(avals) - 1
+
+    renamed = {source: new_like(source)}
     copy = Node("copy", (source,), (renamed[source],), lambda x: [x], params, elementwise=True)
     added = [copy]
     for step in between:
-        renamed.update((var, _new_like(graph, var)) for var in step.outs)
+        renamed.update((var, new_like(var)) for var in step.outs)
         added.append(_rename(step, renamed, outs=True))
     place = graph.nodes.index(node)
-    graph.nodes[place : place + 1] = [*added, _rename(node, renamed)]
-    graph.__dict__.pop("consumers", None)
-    return copy
-
-
-def _new_like(graph: Graph, var: int) -> int:
-    graph.avals.append(graph.avals[var])
-    graph.sources.append(graph.sources[var])
-    graph.varying.append(graph.varying[var])
-    return len(graph.avals) - 1
+    nodes = (*graph.nodes[:place], *added, _rename(node, renamed), *graph.nodes[place + 1 :])
+    with_copy = dataclasses.replace(
+        graph, nodes=nodes, avals=avals, sources=sources, varying=varying
+    )
+    return with_copy, copy
 
 
 def _rename(node: Node, renamed: dict[int, int], *, outs: bool = False) -> Node:

@@ -113,9 +113,10 @@ def structure(graph: Graph, use: Use) -> Structure:
     return Structure(tangent, order, is_diagonal)
 
 
-def find_structures(graph: Graph, *, additive: bool = True) -> dict[Use, Structure]:
-    """Every use of every leaf, with the structure of its lift."""
-    return {use: structure(graph, use) for use in find_uses(graph, additive=additive)}
+def find_structures(graph: Graph, *, additive: bool = True) -> tuple[Graph, dict[Use, Structure]]:
+    """Every use of every leaf with the structure of its lift, and the graph that they lie in."""
+    graph, uses = find_uses(graph, additive=additive)
+    return graph, {use: structure(graph, use) for use in uses}
 
 
 def by_site(structures: dict[Use, Structure]) -> list[tuple[Use, ...]]:
