@@ -11,7 +11,6 @@ import functools
 import itertools
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 from sapsel_jax._graph.affine import is_affine
 from sapsel_jax._graph.graph import Graph, Node
@@ -100,9 +99,9 @@ def _insert_copy(
     avals, sources, varying = list(graph.avals), list(graph.sources), list(graph.varying)
 
     def new_like(var: int) -> int:
-        every: tuple[list[Any], ...] = (avals, sources, varying)
-        for facts in every:
-            facts.append(facts[var])
+        avals.append(avals[var])
+        sources.append(sources[var])
+        varying.append(varying[var])
         return len(avals) - 1
 
     renamed = {source: new_like(source)}
