@@ -64,6 +64,7 @@ def find_blocks(
     joined = _join_exponentials(graph, set(sites)) if "exponentials" in rules else graph.nodes
     graph = dataclasses.replace(graph, nodes=joined)
     live = _live(graph, sites)
+    # Inner regions come first, so that an outer one finds them joined to single operations.
     for start in _forks(graph, live) if "regions" in rules else ():
         region = _region(graph, live, start, set(sites))
         if region:
@@ -106,6 +107,8 @@ def _reached(graph: Graph, nodes: Iterable[Node], sites: Sequence[int]) -> dict[
 def _block(graph: Graph, node: Node, reached: dict[int, int]) -> Block:
     """Noise is for inputs that one site reaches together, where the operation bends in them."""
     moving = tuple(dict.fromkeys(var for var in node.ins if var in reached))
+    # Inputs that no site reaches together meet in no entry of a diagonal, so that their product
+    # needs no noise: a layer's input and its weight, for example.
     bits = functools.reduce(operator.or_, (reached[var] for var in moving))
     groups = set()
     while bits:
@@ -209,9 +212,11 @@ def _region(graph: Graph, live: Sequence[Node], start: int, sites: set[int]) -> 
         held = [p for p, var in enumerate(node.ins) if var in inside]
         if not held:
             continue
+        # Something else enters: the region would have two inputs, and mixed curvature in them.
         if any(var in moving and var not in inside for var in node.ins):
             return []
         region.append(node)
+        # Where paths meet in additions only, each path may as well draw its own noise.
         joined |= len(held) > 1 and not is_affine(graph, node, held)
         outs = [var for var in node.outs if graph.sources[var] and var in uses]
         inside.update(outs)

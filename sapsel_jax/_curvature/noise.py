@@ -113,6 +113,7 @@ def _logsumexp(
     root = _along_one_axis(_multinomial_root, axes, widen(p), widen(r))
     first = (widen(jnp.sqrt(jnp.abs(c))) * root).astype(x.dtype)
     sign, diagonal = jnp.sign(c), c * p * (1 - p)
+    # One logsumexp: both signals differ by one sign, so that a single one needs to be carried.
     if c.size == 1:
         return [Noise(Pair(first, None, sign.reshape(())), diagonal, True)]
     return [Noise(Pair(first, sign * first), diagonal, True)]

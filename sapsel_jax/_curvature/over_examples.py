@@ -127,6 +127,7 @@ class BatchLoss:
         num_examples = jax.tree.leaves(examples)[0].shape[0]
         total = [jnp.zeros(leaf.shape, wide_dtype(leaf.dtype)) for leaf in leaves]
         first = jax.tree.map(lambda x: x[:1], examples)
+        # A linear model's penalty, say, has the same curvature for every example.
         everything = jnp.asarray([num_examples]) if weights is None else weights.sum(keepdims=True)
         varying = [job for job in jobs if job.varying]
         fixed = [job for job in jobs if not job.varying]

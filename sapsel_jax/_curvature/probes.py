@@ -29,6 +29,7 @@ def mean_of_probes(
     if num_probes == 1:
         return one_probe(jnp.asarray(0))
 
+    # Welford's update: sums of squares would lose the spread where the mean is large.
     def add(state: Any, probes: jax.Array) -> Any:
         if len(probes) == 1:
             values = [one_probe(probes[0])]

@@ -179,6 +179,7 @@ class _Finder:
         graph, site = self.graph, uses[0].site
         start, shared = self._start(uses, structures)
         after = graph.after([site])
+        # Without a cut, tangents need to go no further than to the last operation that bends.
         bends = bending(graph, site, after)
         options: list[Option] = []
         if all(has_forward_rule(graph, node) for node in after):
@@ -200,6 +201,7 @@ class _Finder:
         """The cuts of a site that are worth comparing: small, with something bent behind."""
         graph = self.graph
         small = [cut for cut in graph.cuts(site)[::-1] if graph.size(cut) <= MAX_CUT]
+        # The last of equally small cuts: less follows it, so its Hessian is cheaper.
         best = sorted(small, key=graph.size)[:MAX_CUTS]
         return [cut for cut in best if not set(bends).isdisjoint(graph.after([cut]))]
 
@@ -312,6 +314,8 @@ class _Finder:
             out = results[0] if same else ((),) * len(results[0])
             bound = math.prod(label.size for axis in out for label in axis)
             entries = everything / max(bound, 1)
+            # A product with something fixed takes tied tangents as they are and unties them by the
+            # product itself; any other operation runs once for each direction that comes out.
             if node.facts.contracts and len(positions) == 1:
                 before = math.prod(x.size for axis in tied[node.ins[positions[0]]] for x in axis)
                 pushes = everything / max(before, 1)

@@ -66,6 +66,7 @@ def curvature(
     Returns:
       An array with an axis for each label: those of the site's axes, or those of the use.
     """
+    # Uses that share a site begin with its unit vectors; their lifts are applied afterwards.
     if task.shared:
         start = unit_tangents(graph.shape(task.site), graph.avals[task.site].dtype)
         order = labels_of(start)
@@ -92,6 +93,8 @@ def _along(
 ) -> jax.Array:
     """What is met on the way to the cut, or to the end, and what follows the cut."""
     sizes = [label.size for label in order]
+    # Before the cut an operation adds curvature where it bends. What follows the cut is in its
+    # small Hessian, which the pushed tangents, or the rows, are multiplied with.
     tangents = {task.site: start}
     total = spread(graph, task.nodes, values, tangents, adjoints, order, task.ends)
     if cut is None or task.cut is None:
@@ -135,6 +138,7 @@ def _in_chunks(
             * (places == indices.reshape(-1, *(1,) * len(shape))).astype(start.value.dtype)
         )
     others = tuple(label for labels in tied for label in labels)
+    # Directions that are not split multiply every chunk, so that they narrow it.
     width = max(1, min(count, task.chunk // max(1, math.prod(x.size for x in others))))
     label = Label(width)
 

@@ -74,6 +74,7 @@ def _entries(graph: Graph, leaf: int) -> tuple[Graph, list[tuple[Node, list[Node
         alone = all(
             var in images or not (graph.sources[var] or graph.varying[var]) for var in node.ins
         )
+        # Reshaped, sliced, scaled by constants: still the leaf alone, so not yet its site.
         if affine and alone and node.outs[0] not in graph.outputs:
             chain.append(node)
             images.update(outs)
@@ -126,6 +127,7 @@ def _rename(node: Node, renamed: dict[int, int], *, outs: bool = False) -> Node:
 
 def _use(graph: Graph, leaf: int, var: int, entry: Node, chain: Sequence[Node]) -> Use:
     site, after = entry.outs[0], []
+    # A bias added behind the product changes no derivative: uses that meet there share a site.
     while site not in graph.outputs and len(graph.consumers[site]) == 1:
         (node,) = graph.consumers[site]
         same = graph.shape(node.outs[0]) == graph.shape(site)
@@ -145,6 +147,7 @@ def _use(graph: Graph, leaf: int, var: int, entry: Node, chain: Sequence[Node]) 
     ):
         prefix.append(path.pop(0))
         var = prefix[-1].outs[0]
+    # Of a table only the rows that an example reads have curvature: directions are those rows.
     gather = entry if not path and _looks_up_rows(graph, entry, var) else None
     return Use(leaf, tuple(prefix), var, (*path, entry, *after), site, gather, entry, "")
 

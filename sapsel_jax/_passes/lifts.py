@@ -189,6 +189,7 @@ def _square_and_multiply(
     letters = [chr(98 + i) for i in range(count + rank)]
     directions, axes = letters[:count], letters[count:]
     stored = [x for x, size in zip(axes, sizes, strict=True) if size != 1]
+    # Axes along which nothing is stored are left to the product, so that no zeros are multiplied.
     squares = jnp.square(jnp.squeeze(moves, [1 + count + a for a in range(rank) if sizes[a] == 1]))
     tied = [x for x, labels in zip(axes, shape.tangent.tied, strict=True) if labels]
     out = ("a" if keep_examples else "") + "".join(directions + tied)

@@ -97,6 +97,7 @@ def untie(tangent: Tangent, shape: Sequence[int], axes: Iterable[int]) -> Tangen
             continue
         place, size = len(tangent.directions), shape[axis]
         value = jnp.expand_dims(tangent.value, place)
+        # A tied axis stores one value per place; as directions the places need their zeros.
         eye = jnp.eye(size, dtype=value.dtype)
         wide = [1] * value.ndim
         wide[place] = wide[place + 1 + axis] = size
