@@ -57,11 +57,11 @@ def test_a_switch_changes_no_dtype_and_forbids_nothing(switch):
     check_traces([switch])
 
 
+# Under 64 bits random signs differ; there the strict switches alone are compared by number.
 @pytest.mark.slow
-@pytest.mark.parametrize("switches", [STRICTEST, ("64 bits", *STRICTEST)])
 @pytest.mark.parametrize("name", calls.CALLS)
-def test_a_switch_changes_no_number(name, switches):
+def test_switches_change_no_number(name):
+    switches = STRICTEST if name in DRAWS_SIGNS else ("64 bits", *STRICTEST)
     for a, b in zip(arrays(name, switches), plain(name), strict=True):
         assert a.dtype == b.dtype
-        if not (switches[0] == "64 bits" and name in DRAWS_SIGNS):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)

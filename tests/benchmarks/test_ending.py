@@ -37,10 +37,14 @@ KEPT = "what is finished stands in {}, and the same command goes on from there"
 
 @pytest.fixture(autouse=True)
 def _interrupts_are_heard():
-    """Where the tests run in a shell's background Ctrl-C is ignored, and by what they start."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell's background and `nohup` ignore signals, and what is started there inherits that."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @contextlib.contextmanager
