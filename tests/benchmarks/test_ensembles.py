@@ -25,6 +25,7 @@ def test_every_model_is_the_one_that_training_alone_gives(name):
     assert margins(model, models, dataset.test).shape == (2, 449)
 
 
+@pytest.mark.slow
 def test_evidence_of_the_same_ensemble_is_none():
     rng = np.random.default_rng(0)
     some = rng.standard_normal((6, 9)).astype(np.float32)

@@ -142,6 +142,7 @@ def test_probes_are_exact_where_the_hessian_is_diagonal():
         chex.assert_trees_all_close(estimate, want, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "microbatch", [3, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 7, 100))]
 )

@@ -223,6 +223,7 @@ def test_rules_without_second_derivatives_are_refused():
             call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gauss_newton", [False, True])
 def test_second_order_updates_by_rules_that_run_in_reverse_only(gauss_newton):
     params, batch = inputs()

@@ -110,6 +110,7 @@ def test_narrow_ids_of_a_long_table(dtype):
     assert jnp.count_nonzero(got) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", [[3, 4], [5, 5]])
 def test_ids_that_break_the_promise_have_no_gradient_as_in_jax(ids):
     loss_fn = lambda t, i: jnp.sum(t[i]) ** 2

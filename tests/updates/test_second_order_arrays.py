@@ -116,6 +116,7 @@ def tanh_update(params, mask, *batches):
     )
 
 
+@pytest.mark.slow
 def test_arrays_that_are_spread_over_devices_give_the_same_step():
     case = tanh_case()
     want, one = jax.jit(tanh_update)(*case)
