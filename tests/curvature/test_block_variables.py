@@ -59,7 +59,7 @@ def softmax_and_its_max(w, x):
     return jnp.sum(weights**2) + jax.lax.stop_gradient(weights.max()) * jnp.sum(weights * x)
 
 
-@pytest.mark.parametrize("fn", [max_inside, factor_after_log])
+@pytest.mark.parametrize("fn", [pytest.param(max_inside, marks=pytest.mark.slow), factor_after_log])
 def test_values_inside_a_block_may_be_read_outside(fn):
     check(fn)
 

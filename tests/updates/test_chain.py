@@ -11,6 +11,7 @@ from networks import cnn, mlp
 import sapsel_jax as sap
 
 NETWORKS = {"mlp": mlp, "cnn": cnn}
+NAMES = ["mlp", pytest.param("cnn", marks=pytest.mark.slow)]
 
 
 def make_chain(loss_fn):
@@ -36,7 +37,7 @@ def chain_and_inputs(network, scale=1.0):
     return make_chain(loss_fn), (params, data, original, corrected, batches)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", NAMES)
 def test_the_chain_is_traced_whole_and_lowers_for_tpu_and_cuda(network):
     chain, inputs = chain_and_inputs(network)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
