@@ -42,6 +42,14 @@ class Case:
         return self.poisoned.corrected is None
 
     @property
+    def about(self) -> tuple[Split, float]:
+        """What an update learns of the poisoned examples, and its weight: below 0 to climb on."""
+        poisoned = self.poisoned
+        if poisoned.corrected is None:
+            return poisoned.original, -REMOVAL_WEIGHT
+        return poisoned.corrected, 1.0
+
+    @property
     def retrain_example_gradients(self) -> int:
         """What retraining costs."""
         return self.steps * self.settings.recipe.batch_size
@@ -97,11 +105,7 @@ class Case:
     def corrections(self) -> Corrections:
         """What an update may learn from."""
         poisoned, settings = self.poisoned, self.settings
-        about, weight = (
-            (poisoned.original, -REMOVAL_WEIGHT)
-            if poisoned.corrected is None
-            else (poisoned.corrected, 1.0)
-        )
+        about, weight = self.about
         retained = poisoned.train.take(poisoned.retained)
         batches, own_batches = (
             make_batches(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 import sapsel_jax as sap
 from benchmarks.learning.data import Split
@@ -22,6 +23,7 @@ from benchmarks.measures.metrics import (
 )
 from benchmarks.methods.case import Case
 from benchmarks.methods.updates import as_batch
+from benchmarks.tools.records import Row, Share
 
 MOST = 1_000
 """Examples of a set, where a sample of it will do."""
@@ -31,6 +33,33 @@ HELD_SHARE = 0.2
 """Of the poisoned examples: what the attacker chooses from."""
 STEP_SIZES = (1e-3, 3e-3, 1e-2)
 RELEARNING_STEPS, RELEARNING_BATCH = 30, 10
+
+
+class EvidenceRow(Row):
+    """What `Evidence.of` measures, in a journal's rows."""
+
+    test_accuracy: Share
+    forget_accuracy: Share
+    attack_success: Share | None
+    retain_accuracy: Share
+    test_recovery: float | None
+    test_gap: float
+    forget_recovery: float | None
+    forget_gap: float
+    attack_recovery: float | None
+    attack_gap: float | None
+    tug_of_war: Share
+    changed_entries: NonNegativeInt
+    total_entries: PositiveInt
+    moved: NonNegativeFloat
+    distance: NonNegativeFloat
+    membership_entropy: Share | None = None
+    membership_logistic: Share | None = None
+    relearning_counts: list[NonNegativeInt] | None = None
+    relearning: list[Share] | None = None
+    relearning_signed: float | None = None
+    relearning_absolute: NonNegativeFloat | None = None
+    """These six only where a model is attacked."""
 
 
 @dataclass(frozen=True)

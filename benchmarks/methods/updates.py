@@ -17,6 +17,9 @@ MICROBATCH = 1_000
 SOLVER = sap.conjugate_gradient(tolerance=1e-2, max_iterations=100)
 PRODUCT_GRADIENTS = 2
 """What a product of curvature with a vector costs, in gradients on the same examples."""
+BATCHES_IN_ONE = 4
+"""How many batches of an update have the size of one of training, where its budget is small: more
+and smaller steps use it better."""
 REMOVAL_WEIGHT = 0.2
 """How much a removed example counts against a retained one, with the opposite sign."""
 

@@ -14,18 +14,14 @@ from benchmarks.learning.scenarios import notice
 from benchmarks.learning.settings import Settings
 from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.evidence import Evidence
-from benchmarks.methods.tuning import TUNING_SEED, Judgement, best, try_all
+from benchmarks.methods.tuning import TUNING_SEED, Judgement, best, try_all, tuning_seeds
+from benchmarks.methods.updates import BATCHES_IN_ONE
 from benchmarks.paper.problems import Problem
 from benchmarks.paper.procedures import PROCEDURES, Trial
 from benchmarks.tools.records import Journal
 from benchmarks.tools.timing import timed
 
 REFERENCES = ("poisoned", "retrained")
-MORE_TUNING = 10_000
-"""The tuning seeds after the first; reported ones lie far below."""
-BATCHES_IN_ONE = 4
-"""How many batches of an update have the size of one of training: its budget is small, and more
-and smaller steps use it better."""
 
 
 class Arm(NamedTuple):
@@ -62,7 +58,7 @@ class Contest:
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
         """The seeds that all trials run on, none of them reported."""
-        return (TUNING_SEED, *range(MORE_TUNING, MORE_TUNING + self.num_tuning_seeds - 1))
+        return tuning_seeds(self.num_tuning_seeds)
 
     def entrants(self, scenario: str, known: float) -> list[Arm]:
         """What is compared there."""

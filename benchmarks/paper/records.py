@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 
+from benchmarks.methods.evidence import EvidenceRow
 from benchmarks.tools.records import Journal, Row, Share
 
 
@@ -23,7 +24,7 @@ class TrialRow(Row):
     chosen: dict[str, float]
 
 
-class CellRow(Row):
+class CellRow(EvidenceRow):
     """All figures of a procedure at one size, on one seed."""
 
     key: ClassVar = ("scenario", "known", "method", "fraction", "budget", "seed")
@@ -37,28 +38,6 @@ class CellRow(Row):
     fraction: Share
     budget: Share
     seed: NonNegativeInt
-    test_accuracy: Share
-    forget_accuracy: Share
-    attack_success: Share | None
-    retain_accuracy: Share
-    test_recovery: float | None
-    test_gap: float
-    forget_recovery: float | None
-    forget_gap: float
-    attack_recovery: float | None
-    attack_gap: float | None
-    tug_of_war: Share
-    changed_entries: NonNegativeInt
-    total_entries: NonNegativeInt
-    moved: NonNegativeFloat
-    distance: NonNegativeFloat
-    membership_entropy: Share | None = None
-    membership_logistic: Share | None = None
-    relearning_counts: list[NonNegativeInt] | None = None
-    relearning: list[Share] | None = None
-    relearning_signed: float | None = None
-    relearning_absolute: NonNegativeFloat | None = None
-    """These six only where a model is attacked."""
     selection_seconds: NonNegativeFloat
     update_seconds: NonNegativeFloat
     selection_example_gradients: NonNegativeInt

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from benchmarks.methods.evidence import EvidenceRow
 from benchmarks.tools.records import Journal, Row, Share
 
 
@@ -21,7 +22,7 @@ class TrialRow(Row):
     chosen: PositiveFloat
 
 
-class CellRow(Row):
+class CellRow(EvidenceRow):
     """The figures of one way with so many entries, on one seed."""
 
     key: ClassVar = ("scenario", "known", "way", "count", "seed")
@@ -34,30 +35,8 @@ class CellRow(Row):
     way: str
     count: NonNegativeInt
     seed: NonNegativeInt
-    test_accuracy: Share
-    forget_accuracy: Share
-    attack_success: Share | None
-    retain_accuracy: Share
-    test_recovery: float | None
-    test_gap: float
-    forget_recovery: float | None
-    forget_gap: float
-    attack_recovery: float | None
-    attack_gap: float | None
-    tug_of_war: Share
-    changed_entries: NonNegativeInt
-    total_entries: PositiveInt
-    moved: NonNegativeFloat
-    distance: NonNegativeFloat
     leaves: dict[str, NonNegativeInt]
     """How many entries of each leaf may change."""
-    membership_entropy: Share | None = None
-    membership_logistic: Share | None = None
-    relearning_counts: list[NonNegativeInt] | None = None
-    relearning: list[Share] | None = None
-    relearning_signed: float | None = None
-    relearning_absolute: NonNegativeFloat | None = None
-    """These six only where a model is attacked."""
     selection_example_gradients: NonNegativeInt
     update_example_gradients: NonNegativeInt
     retrain_example_gradients: PositiveInt

@@ -14,18 +14,13 @@ from benchmarks.learning.settings import Settings
 from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.curvature import counted_gradients, curvature
 from benchmarks.methods.evidence import Evidence
-from benchmarks.methods.tuning import TUNING_SEED, Judgement, best, judge
-from benchmarks.methods.updates import REMOVAL_WEIGHT, as_batch, make_batches
+from benchmarks.methods.tuning import TUNING_SEED, Judgement, best, try_all, tuning_seeds
+from benchmarks.methods.updates import BATCHES_IN_ONE, as_batch, make_batches
 from benchmarks.sparsity.ways import LIKE, PROPOSED, WAYS, Start, move
 from benchmarks.tools.records import Journal
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """Learning rates that are tried for every way and number: few entries have to go further."""
-BATCHES_IN_ONE = 4
-"""How many batches of an update have the size of one of training: its budget is small, and more
-and smaller steps use it better."""
-MORE_TUNING = 10_000
-"""The tuning seeds after the first; reported ones lie far below."""
 FULL = "full"
 REFERENCES = ("poisoned", "retrained")
 ATTACKED = (PROPOSED, "sharpest", "saliency", FULL)
@@ -52,7 +47,7 @@ class Study:
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
         """The seeds that all rates are tried on, none of them reported."""
-        return (TUNING_SEED, *range(MORE_TUNING, MORE_TUNING + self.num_tuning_seeds - 1))
+        return tuning_seeds(self.num_tuning_seeds)
 
     def work(self, trials: Journal, cells: Journal) -> Iterator[tuple[str, int, float, str, int]]:
         """What is not recorded yet: scenario, seed, known share, way, count; tuning first.
@@ -105,7 +100,9 @@ def run_study(
 
 def tune(benches: Sequence["Bench"], way: str, count: int, finding: float | None) -> dict[str, Any]:
     """The rates that were tried and the one whose objective was best over these seeds."""
-    found = [[bench.judge(way, count, rate, finding) for rate in RATES] for bench in benches]
+    found = [
+        try_all(bench.evidence.case, bench.runner(way, count, finding), RATES) for bench in benches
+    ]
     means = [Judgement(*np.mean(each, axis=0).tolist()) for each in zip(*found, strict=True)]
     return {
         "scenario": benches[0].evidence.case.settings.scenario,
@@ -137,19 +134,26 @@ class Bench:
 
     def run(self, way: str, count: int, rate: float, finding: float | None) -> tuple[Any, Any]:
         """The parameters and the mask that a way, a control or all entries lead to."""
-        start = self.start
-        if way == FULL:
-            mask = jax.tree.map(lambda x: np.ones(x.shape, bool), start.params)
-        elif finding is None:
-            return WAYS[way].run(start, count, rate)
-        else:
-            _, like = WAYS[way.removeprefix(LIKE)].run(start, count, finding)
-            mask = sap.select_like(like, start.key)
-        return move(start, mask, rate), mask
+        mask = self._mask(way, count, finding)
+        if mask is None:
+            return WAYS[way].run(self.start, count, rate)
+        return move(self.start, mask, rate), mask
 
-    def judge(self, way: str, count: int, rate: float, finding: float | None) -> Judgement:
-        """What tuning sees of it."""
-        return judge(self.evidence.case, self.run(way, count, rate, finding)[0])
+    def runner(self, way: str, count: int, finding: float | None) -> Callable[[float], Any]:
+        """The parameters for each rate; what does not depend on it is computed once."""
+        mask = self._mask(way, count, finding)
+        if mask is None:
+            return lambda rate: WAYS[way].run(self.start, count, rate)[0]
+        return lambda rate: move(self.start, mask, rate)
+
+    def _mask(self, way: str, count: int, finding: float | None) -> Any | None:
+        """All entries, or those of a control; None where the way finds them as it moves."""
+        if way == FULL:
+            return jax.tree.map(lambda x: np.ones(x.shape, bool), self.start.params)
+        if finding is None:
+            return None
+        _, like = WAYS[way.removeprefix(LIKE)].run(self.start, count, finding)
+        return sap.select_like(like, self.start.key)
 
     def cell(self, way: str, count: int, rate: float, finding: float | None) -> dict[str, Any]:
         """All figures of it."""
@@ -206,14 +210,8 @@ def leaf_counts(mask: Any) -> dict[str, int]:
 def make_start(case: Case) -> Start:
     """What the ways begin with, on one poisoned model."""
     poisoned, settings = case.poisoned, case.settings
-    about, weight = (
-        (poisoned.original, -REMOVAL_WEIGHT)
-        if poisoned.corrected is None
-        else (poisoned.corrected, 1.0)
-    )
     batches = make_batches(
-        about,
-        weight,
+        *case.about,
         poisoned.train.take(poisoned.retained),
         steps=max(8, round(BATCHES_IN_ONE * settings.budget * case.steps)),
         batch_size=settings.recipe.batch_size // BATCHES_IN_ONE,

@@ -12,10 +12,10 @@ from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
 from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
 from sapsel_jax._curvature.routes import Task, choose
-from sapsel_jax._curvature.tasks import curvature, open_cuts
+from sapsel_jax._curvature.tasks import records_of_tasks
 from sapsel_jax._graph.graph import Graph
 from sapsel_jax._passes.backward import pull
-from sapsel_jax._passes.lifts import Record, records_of_uses
+from sapsel_jax._passes.lifts import Record
 
 
 def exact_diagonal(
@@ -91,9 +91,4 @@ def _records(
     output, sites = graph.outputs[0], [task.site for task in tasks]
     one = jnp.ones_like(values[output])
     adjoints = pull(graph, graph.after(sites), values, {output: one}, sites)
-    cuts = open_cuts(graph, values, tasks)
-    records = []
-    for task in tasks:
-        result = curvature(graph, task, values, cuts, adjoints)
-        records += records_of_uses(graph, task.uses, task.shared, values, result)
-    return records
+    return records_of_tasks(graph, tasks, values, adjoints)

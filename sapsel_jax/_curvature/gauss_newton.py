@@ -16,7 +16,7 @@ from sapsel_jax._curvature.hessians import hessian_vector
 from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
 from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
 from sapsel_jax._curvature.routes import Task, choose_through
-from sapsel_jax._curvature.tasks import curvature, open_cuts
+from sapsel_jax._curvature.tasks import records_of_tasks
 from sapsel_jax._graph.graph import Graph, tail
 from sapsel_jax._graph.reach import leads_to
 from sapsel_jax._passes.backward import pull
@@ -160,13 +160,7 @@ def _records(
     graph: Graph, tasks: Sequence[Task], leaves: list[jax.Array], example: Any
 ) -> list[Record]:
     """What the Hessian in the outputs alone says of one example."""
-    values = graph.evaluate(leaves, example)
-    cuts = open_cuts(graph, values, tasks)
-    records = []
-    for task in tasks:
-        result = curvature(graph, task, values, cuts, None)
-        records += records_of_uses(graph, task.uses, task.shared, values, result)
-    return records
+    return records_of_tasks(graph, tasks, graph.evaluate(leaves, example), None)
 
 
 def _sampled_records(

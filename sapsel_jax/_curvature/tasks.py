@@ -13,7 +13,7 @@ from sapsel_jax._curvature.routes import Task, rows_of_cuts
 from sapsel_jax._graph.graph import Graph, Values, tail
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.forward import spread
-from sapsel_jax._passes.lifts import lift
+from sapsel_jax._passes.lifts import Record, lift, records_of_uses
 from sapsel_jax._primitives.tangents import (
     Label,
     Tangent,
@@ -49,6 +49,18 @@ class Cut:
 def open_cuts(graph: Graph, values: Values, tasks: Iterable[Task]) -> dict[int, Cut]:
     """The cuts that some tasks go through."""
     return {cut: Cut(graph, values, cut, sites) for cut, sites in rows_of_cuts(tasks).items()}
+
+
+def records_of_tasks(
+    graph: Graph, tasks: Sequence[Task], values: Values, adjoints: Values | None
+) -> list[Record]:
+    """The curvature of one example for every use of some tasks; `adjoints` as in `curvature`."""
+    cuts = open_cuts(graph, values, tasks)
+    records = []
+    for task in tasks:
+        result = curvature(graph, task, values, cuts, adjoints)
+        records += records_of_uses(graph, task.uses, task.shared, values, result)
+    return records
 
 
 def curvature(
