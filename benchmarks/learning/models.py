@@ -21,6 +21,8 @@ MODELS = {
 MLP_WIDTHS = {"digits": (64, 32), "mnist": (128, 128), "cifar10": (256, 128)}
 CNN_CHANNELS = {"digits": (8, 16), "mnist": (8, 16), "cifar10": (16, 32)}
 RESNET_CHANNELS = (16, 32, 64)
+CEILING = 2.3
+"""How far `bounded_loss` climbs: until the answer has a probability of one tenth."""
 AT_ONCE = {"mlp": 8, "cnn": 1, "resnet": 1}
 """How many models train side by side; convolutions, each with kernels of its own, one by one."""
 
@@ -163,6 +165,15 @@ class Model:
         `example` holds an `image`, a `label` and a `weight`.
         """
         return cross_entropy(self.apply(params, example["image"][None])[0], example)
+
+    def bounded_loss(self, params: Any, example: dict[str, jax.Array]) -> jax.Array:
+        """The same, but where the weight is below 0 no more than that of `CEILING`.
+
+        A step that climbs on an example then leaves it alone as soon as the model no longer
+        answers as it was taught to, and the rest of the model with it.
+        """
+        loss = self.loss(params, example)
+        return jnp.maximum(loss, -jnp.abs(example["weight"]) * CEILING)
 
 
 def cross_entropy(logits: jax.Array, example: dict[str, jax.Array]) -> jax.Array:

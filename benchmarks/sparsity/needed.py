@@ -12,6 +12,8 @@ from benchmarks.tools.statistics import Interval, PairedDifference, holm, interv
 Rows = Sequence[dict[str, Any]]
 GOAL = 0.9
 """The share of what all entries restore."""
+LEAST = 0.2
+"""Where all entries restore less than this on average, a share of it says nothing."""
 TINY = 0.001
 """The share of the entries at which the gaps to the retrained model are compared."""
 
@@ -72,8 +74,10 @@ def by_seed(rows: Rows, field: str) -> dict[int, float]:
 
 
 def restored_by_all(rows: Rows, scenario: str, known: float) -> dict[int, float]:
-    """The recovery of the update of all entries, seed by seed; empty where none can be stated."""
+    """The recovery of the update of all entries, seed by seed; empty where it is below `LEAST`."""
     found = by_seed(part(rows, scenario, known, FULL), f"{measure_of(scenario)}_recovery")
+    if not found or interval(list(found.values())).mean < LEAST:
+        return {}
     return {seed: value for seed, value in found.items() if value > 0}
 
 

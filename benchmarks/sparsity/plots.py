@@ -75,11 +75,10 @@ def _draw_panel(ax: Axes, rows: Rows, scenario: str, known: float, ways: Sequenc
         ax.axhline(height, color=INK, linewidth=0.9, alpha=0.7)
         ax.annotate(
             text,
-            (1.0, height),
-            (0, 2),
+            (0.0, height),
+            (4, 2),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            ha="right",
             fontsize=8.5,
         )
     for way in ways:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.learning.models import CEILING
 from benchmarks.reporting.tables import NONE, markdown_table, percent, plain_name, short_number
 from benchmarks.sparsity.needed import (
     GOAL,
@@ -18,7 +19,7 @@ from benchmarks.sparsity.needed import (
     tiny_count,
 )
 from benchmarks.sparsity.plots import draw_sparsity
-from benchmarks.sparsity.study import ATTACKED, FULL, REFERENCES, Study
+from benchmarks.sparsity.study import ATTACKED, CLIMB_WEIGHT, CLIMBED, FULL, REFERENCES, Study
 from benchmarks.sparsity.ways import LIKE, PROPOSED, WAYS
 from benchmarks.tools.page import write_page
 from benchmarks.tools.statistics import interval
@@ -42,6 +43,7 @@ def write_sparsity(folder: Path, study: Study, trials: Rows, rows: Rows, command
         f"way and every number of entries on {_seeds(study.num_tuning_seeds)} that "
         f"{'is' if study.num_tuning_seeds == 1 else 'are'} not reported, by accuracy on validation "
         "data and on the corrected examples.",
+        _batches(scenarios),
         "## Recovery against the number of entries",
     ]
     for known in study.known[::-1]:
@@ -76,6 +78,18 @@ def _headline(rows: Rows, scenarios: Sequence[str]) -> str:
         f"Entries that restore {100 * GOAL:.0f} % of what an update of all {total:,} entries "
         f"restores, found by `sap.sparsify_update`: {'; '.join(told)}."
     )
+
+
+def _batches(scenarios: Sequence[str]) -> str:
+    words = "One half of the examples of each step is retained, the other corrected"
+    climbed = [name for name in scenarios if name in CLIMBED]
+    if climbed:
+        words += (
+            f"; in {', '.join(climbed)} one quarter is corrected, and of another quarter, "
+            f"originals, the loss is raised with weight {CLIMB_WEIGHT:g} until it reaches "
+            f"{CEILING:g} (a probability of one tenth)"
+        )
+    return f"{words}. Records to remove are climbed on instead, likewise."
 
 
 def _steps(rows: Rows) -> str:

@@ -39,7 +39,8 @@ class Start(NamedTuple):
     params: Any
     """The poisoned parameters."""
     batches: Any
-    """Steps by examples: one half about the poisoned examples, one half retained."""
+    """Steps by examples: one half about the poisoned examples, one half retained; examples of a
+    weight below 0 are climbed on."""
     data: Any
     """A sample of the training set with what is known corrected."""
     original: Any
@@ -69,7 +70,9 @@ def _descend(
     model: Model, num_steps: int, params: Any, mask: Any, batches: Any, rate: jax.Array
 ) -> Any:
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
-    return sap.iterative_update(model.loss, params, batches, optimizer=optimizer, mask=mask)[0]
+    return sap.iterative_update(
+        model.bounded_loss, params, batches, optimizer=optimizer, mask=mask
+    )[0]
 
 
 def move(start: Start, mask: Any, rate: float) -> Any:
@@ -88,7 +91,7 @@ def _cut_down(
 ) -> Any:
     params, batches, data, diagonal, mask = start
     result = sap.sparsify_update(
-        model.loss,
+        model.bounded_loss,
         params,
         batches,
         data,

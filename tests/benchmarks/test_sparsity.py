@@ -69,6 +69,36 @@ def test_nothing_to_restore_is_no_number():
     assert needed.compare(rows, ["label"], 1.0, [PROPOSED, "random"]) == []
 
 
+def test_where_all_entries_restore_little_there_is_nothing_to_share():
+    rows = [row(FULL, 0, 1, 0.1), row(FULL, 0, 2, 0.2), row(PROPOSED, 1, 1, 0.1)]
+    assert needed.restored_by_all(rows, "label", 1.0) == {}
+    assert needed.needed(rows, "label", 1.0, PROPOSED) is None
+
+
+def test_the_climb_ends_at_its_ceiling():
+    model = Settings().build(Settings().load(1))
+    params = model.init(0)
+    example = {"image": np.zeros((8, 8, 1), np.float32), "label": 0}
+    loss, bounded = (
+        jax.vmap(lambda w, f=f: f(params, example | {"weight": w}))(np.array([1.0, -1.0, -0.5]))
+        for f in (model.loss, model.bounded_loss)
+    )
+    np.testing.assert_allclose(loss, np.log(10) * np.array([1, -1, -0.5]), rtol=1e-6)
+    np.testing.assert_allclose(
+        bounded, np.minimum(np.abs(loss), [9, 2.3, 1.15]) * [1, -1, -1], rtol=1e-6
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["label", "backdoor"])
+def test_originals_are_climbed_on_where_the_corrected_ones_do_not_show_them(scenario):
+    start = make_start(make_case(Settings(scenario=scenario, epochs=1), 1))
+    weights, num_steps = start.batches["weight"], start.num_steps
+    kinds, counts = np.unique(weights, return_counts=True)
+    shares = dict(zip(kinds.tolist(), (counts / num_steps).tolist(), strict=True))
+    assert shares == ({1: 8} if scenario == "label" else {1: 6, -0.5: 2})
+
+
 def test_comparisons_are_paired_by_seed():
     (found,) = needed.compare(ROWS, ["label"], 1.0, [PROPOSED, "random"])
     assert (found.scenario, found.other) == ("label", "random")
