@@ -18,7 +18,7 @@ class Settings:
     scenario: str = "label"
     """What is wrong with the data: label, backdoor, feature or sample."""
     model: str = "mlp"
-    """The network: mlp, cnn or resnet."""
+    """The network: mlp, cnn, convnet or resnet."""
     seeds: int = 5
     """How many seeds are reported; one more is used for tuning."""
     share: float | None = None

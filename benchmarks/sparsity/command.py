@@ -28,7 +28,7 @@ class Sparsity:
     dataset: str = "digits"
     """digits (embedded), mnist or cifar10 (prepared once by tensorflow-datasets)."""
     model: str = "mlp"
-    """The network: mlp, cnn or resnet."""
+    """The network: mlp, cnn, convnet or resnet."""
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
     """Any of label, backdoor, feature and sample."""
     seeds: int | None = None
