@@ -99,9 +99,10 @@ class ConvNet(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images (n, height, width, channels) to logits (n, classes)."""
-        x = nnx.relu(self.conv1(4 * images - 2))  # values of unit size
-        for i in range(2, self.num_layers + 1):
-            x = max_pool(nnx.relu(getattr(self, f"conv{i}")(x)))
+        x = 4 * images - 2  # values of unit size
+        for i in range(1, self.num_layers + 1):
+            x = nnx.relu(getattr(self, f"conv{i}")(x))
+            x = x if i == 1 else max_pool(x)
         return self.dense1(x.reshape(x.shape[0], -1))
 
 

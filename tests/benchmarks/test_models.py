@@ -93,7 +93,7 @@ def test_the_curvature_is_exact_where_that_is_cheap(name, monkeypatch):
     jitted: Any = curvature
     jitted.__wrapped__(small(name), {}, {})
     assert asked[0] in estimator(name)
-    assert asked == ["propagated" if name == "resnet" else "exact"]
+    assert asked == ["propagated" if name in ("convnet", "resnet") else "exact"]
 
 
 def test_what_curvature_costs_is_counted_without_a_clock(monkeypatch):
