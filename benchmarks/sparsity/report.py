@@ -19,7 +19,7 @@ from benchmarks.sparsity.needed import (
     tiny_count,
 )
 from benchmarks.sparsity.plots import draw_sparsity
-from benchmarks.sparsity.study import ATTACKED, CLIMB_WEIGHT, CLIMBED, FULL, REFERENCES, Study
+from benchmarks.sparsity.study import ATTACKED, FULL, REFERENCES, Study
 from benchmarks.sparsity.ways import LIKE, PROPOSED, WAYS
 from benchmarks.tools.page import write_page
 from benchmarks.tools.statistics import interval
@@ -43,7 +43,10 @@ def write_sparsity(folder: Path, study: Study, trials: Rows, rows: Rows, command
         f"way and every number of entries on {_seeds(study.num_tuning_seeds)} that "
         f"{'is' if study.num_tuning_seeds == 1 else 'are'} not reported, by accuracy on validation "
         "data and on the corrected examples.",
-        _batches(scenarios),
+        "One half of the examples of each step is retained. The other half are corrected "
+        "examples, and inputs that had a wrong answer with the right one: a backdoor's images with "
+        "the trigger and their own labels. Records to remove are climbed on instead, until their "
+        f"loss is {CEILING:g}.",
         "## Recovery against the number of entries",
     ]
     for known in study.known[::-1]:
@@ -78,18 +81,6 @@ def _headline(rows: Rows, scenarios: Sequence[str]) -> str:
         f"Entries that restore {100 * GOAL:.0f} % of what an update of all {total:,} entries "
         f"restores, found by `sap.sparsify_update`: {'; '.join(told)}."
     )
-
-
-def _batches(scenarios: Sequence[str]) -> str:
-    words = "One half of the examples of each step is retained, the other corrected"
-    climbed = [name for name in scenarios if name in CLIMBED]
-    if climbed:
-        words += (
-            f"; in {', '.join(climbed)} one quarter is corrected, and of another quarter, "
-            f"originals, the loss is raised with weight {CLIMB_WEIGHT:g} until it reaches "
-            f"{CEILING:g} (a probability of one tenth)"
-        )
-    return f"{words}. Records to remove are climbed on instead, likewise."
 
 
 def _steps(rows: Rows) -> str:

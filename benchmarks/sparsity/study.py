@@ -10,27 +10,18 @@ import jax
 import numpy as np
 
 import sapsel_jax as sap
+from benchmarks.learning.data import Split
 from benchmarks.learning.settings import Settings
 from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.curvature import counted_gradients, curvature
 from benchmarks.methods.evidence import Evidence
 from benchmarks.methods.tuning import TUNING_SEED, Judgement, best, try_all, tuning_seeds
-from benchmarks.methods.updates import (
-    BATCHES_IN_ONE,
-    REMOVAL_WEIGHT,
-    as_batch,
-    mix_batches,
-)
+from benchmarks.methods.updates import BATCHES_IN_ONE, as_batch, mix_batches
 from benchmarks.sparsity.ways import LIKE, PROPOSED, WAYS, Start, move
 from benchmarks.tools.records import Journal
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """Learning rates that are tried for every way and number: few entries have to go further."""
-CLIMBED = ("backdoor",)
-"""Where half of the corrected examples make room for originals, to climb on: a corrected image has
-no trigger, so that steps on it alone need not meet what was learned of the trigger."""
-CLIMB_WEIGHT = 0.5
-"""How much such an original counts against a retained example, with the opposite sign."""
 FULL = "full"
 REFERENCES = ("poisoned", "retrained")
 ATTACKED = (PROPOSED, "sharpest", "saliency", FULL)
@@ -217,19 +208,29 @@ def leaf_counts(mask: Any) -> dict[str, int]:
     return {path: count for path, count in counts.items() if count}
 
 
+def taught(original: Split, corrected: Split) -> Split:
+    """Corrected examples, and inputs that had a wrong answer with the right one.
+
+    The correction of a backdoor's example has no trigger: steps on it alone need not meet what was
+    learned of the trigger. Where the answer was right, as with a feature, it is not repeated.
+    """
+    wrong = original.labels != corrected.labels
+    return Split(
+        np.concatenate([corrected.images, original.images[wrong]]),
+        np.concatenate([corrected.labels, corrected.labels[wrong]]),
+    )
+
+
 def make_start(case: Case) -> Start:
     """What the ways begin with, on one poisoned model."""
     poisoned, settings = case.poisoned, case.settings
-    quarter = settings.recipe.batch_size // BATCHES_IN_ONE // 4
-    retained = (poisoned.train.take(poisoned.retained), 1.0, 2 * quarter)
-    if poisoned.corrected is None:
-        parts = [(poisoned.original, -REMOVAL_WEIGHT, 2 * quarter)]
-    elif settings.scenario in CLIMBED:
-        parts = [(poisoned.corrected, 1.0, quarter), (poisoned.original, -CLIMB_WEIGHT, quarter)]
-    else:
-        parts = [(poisoned.corrected, 1.0, 2 * quarter)]
+    half = settings.recipe.batch_size // BATCHES_IN_ONE // 2
+    about, weight = case.about
+    if poisoned.corrected is not None:
+        about = taught(poisoned.original, poisoned.corrected)
+    parts = [(about, weight, half), (poisoned.train.take(poisoned.retained), 1.0, half)]
     steps = max(8, round(BATCHES_IN_ONE * settings.budget * case.steps))
-    batches = mix_batches([*parts, retained], steps=steps, seed=case.seed)
+    batches = mix_batches(parts, steps=steps, seed=case.seed)
     data = case.corrections.data
     return Start(
         model=case.model,

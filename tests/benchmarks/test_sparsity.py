@@ -10,10 +10,11 @@ import pytest
 from scipy import stats
 
 from benchmarks.__main__ import main
+from benchmarks.learning.data import Split
 from benchmarks.learning.settings import Settings
 from benchmarks.methods.case import make_case
 from benchmarks.sparsity import needed
-from benchmarks.sparsity.study import FULL, Bench, Study, make_start
+from benchmarks.sparsity.study import FULL, Bench, Study, make_start, taught
 from benchmarks.sparsity.ways import (
     LIKE,
     PROPOSED,
@@ -89,14 +90,12 @@ def test_the_climb_ends_at_its_ceiling():
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["label", "backdoor"])
-def test_originals_are_climbed_on_where_the_corrected_ones_do_not_show_them(scenario):
-    start = make_start(make_case(Settings(scenario=scenario, epochs=1), 1))
-    weights, num_steps = start.batches["weight"], start.num_steps
-    kinds, counts = np.unique(weights, return_counts=True)
-    shares = dict(zip(kinds.tolist(), (counts / num_steps).tolist(), strict=True))
-    assert shares == ({1: 8} if scenario == "label" else {1: 6, -0.5: 2})
+def test_inputs_with_a_wrong_answer_are_taught_the_right_one():
+    original = Split(np.full((3, 1, 1, 1), 9.0), np.array([0, 0, 2]))
+    corrected = Split(np.arange(3.0).reshape(3, 1, 1, 1), np.array([1, 0, 3]))
+    images, labels = taught(original, corrected)
+    assert images.ravel().tolist() == [0, 1, 2, 9, 9]
+    assert labels.tolist() == [1, 0, 3, 1, 3]
 
 
 def test_comparisons_are_paired_by_seed():
