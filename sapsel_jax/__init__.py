@@ -11,6 +11,7 @@ from sapsel_jax._curvature.gauss_newton import gauss_newton_diagonal, sampled_ga
 from sapsel_jax._curvature.hutchinson import hutchinson_diagonal
 from sapsel_jax._curvature.piecewise import is_piecewise_affine
 from sapsel_jax._curvature.propagation import propagated_diagonal
+from sapsel_jax._descent import Steps
 from sapsel_jax._selection.entries import (
     select_leaves,
     select_like,
@@ -50,7 +51,13 @@ from sapsel_jax._updates.corrections import gradient_change
 from sapsel_jax._updates.first_order import first_order_update
 from sapsel_jax._updates.iterative import iterative_update
 from sapsel_jax._updates.patch_files import load_patch, save_patch
-from sapsel_jax._updates.patches import Patch, apply_patch, make_patch, revert_patch
+from sapsel_jax._updates.patches import (
+    Patch,
+    apply_patch,
+    describe_patch,
+    make_patch,
+    revert_patch,
+)
 from sapsel_jax._updates.second_order import second_order_update
 from sapsel_jax._updates.selective import selective, selective_packed
 from sapsel_jax._updates.solvers import (
@@ -72,6 +79,7 @@ __all__ = [
     "Reason",
     "Solution",
     "Sparsified",
+    "Steps",
     "System",
     "Unlearned",
     "apply_patch",
@@ -81,6 +89,7 @@ __all__ = [
     "count_nonfinite",
     "dense_solver",
     "describe_mask",
+    "describe_patch",
     "diagonal_solver",
     "empirical_fisher_diagonal",
     "exact_diagonal",

@@ -84,7 +84,8 @@ def sparsify_update(
       counts: how many entries to keep after each stage but the last, Python integers of at least
         1, none larger than the one before it. Fractions of a fifth, such as (5000, 1000, 200, 40),
         lose little from one to the next. Or an array of such integers, which may be traced: other
-        counts need no new compilation then, and their values are not checked.
+        counts need no new compilation then, and their values are not checked. None at all where a
+        `mask` is given: then its entries move, and none of them is put back.
       optimizer: any optax transformation; it is wrapped by `selective`.
       mask: pytree of bool arrays shaped like `params`, True for the entries that the first stage
         moves; None moves all of them. Entries with the largest expected gain (`score_decrease`),
@@ -112,9 +113,9 @@ def sparsify_update(
         bool arrays, `loss_fn` returns anything but one real scalar, `curvature` cannot be called in
         either way, or a count is no Python integer.
       ValueError: if the batches are empty or differ in length, `retained` differs from them in
-        structure, steps or the shape of an example, `mask` does not fit `params`, `counts` is
-        empty, rises or holds more than there are entries, or `steps` does not fit `counts` or the
-        batches.
+        structure, steps or the shape of an example, `mask` does not fit `params`, `counts` rises,
+        holds more than there are entries, or is empty without a mask, or `steps` does not fit
+        `counts` or the batches.
       NotImplementedError: if there are 2³² entries or more.
 
     Cost: the curvature of `data`, one gradient per batch, a selection per stage, and for the
@@ -140,6 +141,8 @@ def sparsify_update(
     check_update(params, mask)
     batches = join_batches(batches, retained)
     num_data = batch_size("data", data)
+    if len(counts) == 0 and mask is None:
+        raise ValueError("`counts` must name at least one number of entries; got none.")
     stage_ends = _stage_ends(counts, steps, batch_size("batches", batches), num_entries(params))
     if curvature is None:
         curvature = propagated_diagonal(loss_fn, microbatch=microbatch)
@@ -179,6 +182,8 @@ def sparsify_update(
         mask=mask,
         iterations=len(stage_ends),
     )
+    if len(counts) == 0:
+        return Sparsified(moved, mask, losses, certificate)
     enough = mask_count(mask) >= counts[-1]
     moved = keep_unselected(before, moved, None, enough)
     return Sparsified(moved, mask, losses, refuted(certificate, enough))
@@ -188,12 +193,10 @@ def _stage_ends(
     counts: Sequence[int] | jax.Array, steps: Sequence[int] | None, num_batches: int, most: int
 ) -> jax.Array:
     """For each batch how many entries are kept before its step; 0 where no stage begins."""
-    if len(counts) == 0:
-        raise ValueError("`counts` must name at least one number of entries; got none.")
     if not isinstance(counts, jax.Array):
         for i, count in enumerate(counts):
             check_count(f"counts[{i}]", count, minimum=1)
-        if list(counts) != sorted(counts, reverse=True) or counts[0] > most:
+        if list(counts) != sorted(counts, reverse=True) or max(counts, default=0) > most:
             raise ValueError(
                 f"`counts` must fall, from at most the {most} entries of `params`; got "
                 f"{list(counts)}."
@@ -204,7 +207,8 @@ def _stage_ends(
                 f"`batches` must hold a step for each of the {len(counts) + 1} stages; got "
                 f"{num_batches} steps."
             )
-        first = min(max(1, round(FIRST_SHARE * num_batches)), num_batches - len(counts))
+        share = FIRST_SHARE if len(counts) else 1
+        first = min(max(1, round(share * num_batches)), num_batches - len(counts))
         ends = np.linspace(first, num_batches, len(counts) + 1).round().astype(int)
         steps = [first, *np.diff(ends).tolist()]
     for i, number in enumerate(steps):

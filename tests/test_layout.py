@@ -17,9 +17,12 @@ LIBRARY = {
     "audit": ("_base", "_selection", "_updates"),
 }
 # Methods in one call, which put the steps together.
-LIBRARY["_unlearn"] = LIBRARY["_sparsify"] = tuple(
-    folder for folder in LIBRARY if folder != "audit"
-)
+STEPS = tuple(folder for folder in LIBRARY if folder != "audit")
+LIBRARY |= {
+    "_sparsify": STEPS,
+    "_descent": (*STEPS, "_sparsify"),
+    "_unlearn": (*STEPS, "_sparsify", "_descent"),
+}
 SHARED = {
     "tools": (),
     "learning": ("tools",),

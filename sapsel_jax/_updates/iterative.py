@@ -35,9 +35,7 @@ def iterative_update(
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
       params: pytree of floating-point arrays.
       batches: pytree of arrays with leading axes (steps, examples).
-      optimizer: any optax transformation; it is wrapped by `selective`. Under JAX's strict dtype
-        promotion it must keep to that by itself: `optax.sgd` and `optax.lion` do, `optax.adam` and
-        step sizes by a schedule do not.
+      optimizer: any optax transformation; it is wrapped by `selective`.
       mask: pytree of bool arrays shaped like `params`, True for the entries that may move; None
         moves all of them.
       retained: batches to mix in, with as many steps; each step's loss is the mean over the
@@ -124,8 +122,9 @@ def take_step(
     """One step: new parameters and state, the loss before it, and whether it was taken."""
     mean, gradient = loss.mean_and_gradient(widen(params), batch)
     gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
-    updates, next_state = optimizer.update(gradient, state, params)
-    moved = optax.apply_updates(params, updates)
+    with jax.numpy_dtype_promotion("standard"):  # a strict setting is about what users mix
+        updates, next_state = optimizer.update(gradient, state, params)
+        moved = optax.apply_updates(params, updates)
     accept = is_finite(moved, mask)
     moved = keep_unselected(params, moved, mask, accept)
     return moved, lax.cond(accept, lambda: next_state, lambda: state), mean, accept

@@ -114,7 +114,10 @@ def with_solver(solver):
 
 
 def unlearn(loss_fn=loss, **changes):
-    given = {"key": key(), "fraction": 0.3}
+    given: dict[str, Any] = {"key": key(), "fraction": 0.3}
+    if "update" not in changes:
+        given["steps"] = sap.Steps(num_steps=3, batch_size=4, step_sizes=(0.01, 0.1))
+        given["validate"] = lambda params: jnp.sum(params["up"]) ** 2
     return sap.unlearn(loss_fn, PARAMS, ORIGINAL, CORRECTED, DATA, **(given | changes))
 
 
@@ -189,6 +192,7 @@ CALLS = {
     "count_nonfinite": lambda: sap.count_nonfinite(PARAMS),
     "dense_solver": lambda: with_solver(sap.dense_solver(count=4)),
     "describe_mask": lambda: sap.describe_mask(MASK),
+    "describe_patch": lambda: sap.describe_patch(patch()),
     "diagonal_solver": lambda: with_solver(sap.diagonal_solver()),
     "empirical_fisher_diagonal": lambda loss_fn=loss: sap.empirical_fisher_diagonal(
         loss_fn, microbatch=2

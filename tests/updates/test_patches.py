@@ -1,6 +1,6 @@
 """Patches: bits, fingerprints, containers, what is refused."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -262,3 +262,41 @@ def test_python_numbers_and_traced_arrays_are_refused_in_one_sentence():
 def test_random_keys_are_no_arrays_of_numbers():
     with pytest.raises(TypeError, match="`before` must hold arrays of numbers; the array has"):
         sap.make_patch(jax.random.key(0), jax.random.key(0))
+
+
+def test_a_patch_as_a_table():
+    before = {
+        "a": jnp.array([[1.0, 2.0], [3.0, 4.0]], jnp.bfloat16),
+        "b": np.array(7),
+        "c": np.array([True, False]),
+        "d": np.array([1.0, np.nan]),
+        "e": np.zeros(0, np.float16),
+    }
+    after = {
+        "a": before["a"].at[1, 0].set(3.015625),
+        "b": np.array(-1000),
+        "c": np.array([True, True]),
+        "d": np.array([np.nan, 0.125]),
+        "e": before["e"],
+    }
+    patch = sap.make_patch(before, after)
+    lines = [
+        "leaf  index  before    after  difference",
+        "b                 7    -1000       -1007",
+        "c     1           0        1           1",
+        "a     1, 0        3  3.01562    0.015625",
+        "d     0           1      nan         nan",
+        "d     1         nan    0.125         nan",
+    ]
+    assert sap.describe_patch(patch).split("\n") == lines
+    shortened = sap.describe_patch(patch, most=2).split("\n")
+    assert [line.split() for line in shortened[:3]] == [line.split() for line in lines[:3]]
+    assert shortened[3:] == ["and 3 more"]
+    assert sap.describe_patch(sap.make_patch(before, before)).split() == lines[0].split()
+
+
+def test_what_cannot_be_described():
+    with pytest.raises(TypeError, match=r"`patch` must be a Patch; got int\."):
+        sap.describe_patch(cast(Any, 3))
+    with pytest.raises(ValueError, match=r"`most` must be at least 1; got 0\."):
+        sap.describe_patch(sap.make_patch(jnp.ones(1), jnp.zeros(1)), most=0)
