@@ -31,7 +31,7 @@ QUICK_PART = "digits-label"
 STEADY = ("digits-label", "digits-label-cnn", "mnist-label")
 """The parts whose masks are compared after a change."""
 TRIED = ("digits-label", "digits-backdoor", "digits-label-cnn", "mnist-label")
-"""The parts on which the options of `unlearn` are compared."""
+"""The parts on which the options of the second-order update are compared."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Ablation:
     """Where tensorflow-datasets keeps prepared data; None is its default, or TFDS_DATA_DIR."""
     quick: bool = False
     """A rough run whatever seeds and sizes are named: false labels on the digits, one seed, one
-    fraction, 200 curvature examples, and without the options of `unlearn`."""
+    fraction, 200 curvature examples, and without the options of the second-order update."""
 
     def run(self) -> None:
         """Measures what is missing and writes the report."""

@@ -1,6 +1,6 @@
-"""What `unlearn` should do where it is told nothing: its options compared, one after the other.
+"""The options of the second-order update, compared one after the other.
 
-Each variant is what `sap.unlearn` composes: curvature, the sharpest entries, a second-order update.
+Each variant is the paper's selection, the sharpest entries, moved by the second-order update.
 They are judged on validation data and the corrected examples, as tuning is; test data is not seen.
 """
 

@@ -69,7 +69,7 @@ class OverlapRow(Row):
 
 
 class VariantRow(Row):
-    """What `unlearn` reaches with some options, on one seed."""
+    """What the second-order update reaches with some options, on one seed."""
 
     key: ClassVar = (
         "part",

@@ -65,7 +65,10 @@ def study_markdown(study: Study, pictures: Sequence[str], command: str) -> str:
             shown["stability"],
         ]
     if study.defaults:
-        parts += ["## The defaults of `unlearn`", defaults_section(study.defaults, study.parts)]
+        parts += [
+            "## The options of the second-order update",
+            defaults_section(study.defaults, study.parts),
+        ]
     parts += ["## How it was run", _how(study, command)]
     return "\n\n".join(parts) + "\n"
 

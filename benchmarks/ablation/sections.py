@@ -1,4 +1,4 @@
-"""Two sections of the study's report: how steady masks are, and the defaults of `unlearn`."""
+"""Two sections of the study's report: how steady masks are, and the options of an update."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +50,7 @@ def defaults_section(defaults: Sequence[dict[str, Any]], parts_by_name: dict[str
         variant = Variant(*(row[name] for name in Variant._fields))
         groups.setdefault((row["part"], variant), []).append(row)
     blocks = [
-        "What `sap.unlearn` composes, with one of its options changed at a time from "
+        "The sharpest entries moved by the second-order update, one option changed at a time from "
         f"{', '.join(f'{k} {v}' for k, v in BASE._asdict().items() if v is not None)} and all of "
         "the study's sample. The figure is the mean of validation and corrected-forget accuracy "
         "in per cent, less is worse; in brackets the share of seeds whose certificate converged, "

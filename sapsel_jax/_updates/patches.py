@@ -266,9 +266,9 @@ def _entries(leaf: LeafPatch) -> Iterator[tuple[str, str, str, str, str, float]]
     for index, before, after in zip(places, old.astype(wide), new.astype(wide), strict=True):
         with np.errstate(invalid="ignore"):
             change = after - before
-        cells = [f"{number:.6g}" for number in (before, after, change)]
-        size = abs(change)
-        yield leaf.path, ", ".join(map(str, index)), *cells, -1.0 if np.isnan(size) else size
+        size = -1.0 if np.isnan(change) else float(abs(change))
+        place = ", ".join(map(str, index))
+        yield leaf.path, place, f"{before:.6g}", f"{after:.6g}", f"{change:.6g}", size
 
 
 def check_patch(patch: Any) -> None:
