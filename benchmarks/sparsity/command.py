@@ -10,10 +10,10 @@ from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.learning.settings import Settings
 from benchmarks.measures.metrics import count_entries
 from benchmarks.methods.tuning import TUNING_SEED
+from benchmarks.methods.ways import LIKE, PROPOSED, WAYS
 from benchmarks.sparsity.records import open_journals
 from benchmarks.sparsity.report import write_sparsity
 from benchmarks.sparsity.study import Study, run_study
-from benchmarks.sparsity.ways import LIKE, PROPOSED, WAYS
 from benchmarks.tools.command import command_line, continued
 from benchmarks.tools.errors import UsageError, check_at_least, check_choice, check_share
 

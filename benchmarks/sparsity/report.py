@@ -2,25 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.learning.models import CEILING
-from benchmarks.reporting.tables import NONE, markdown_table, percent, plain_name, short_number
-from benchmarks.sparsity.needed import (
+from benchmarks.methods.bench import ATTACKED, FULL, REFERENCES
+from benchmarks.methods.ways import LIKE, PROPOSED, WAYS
+from benchmarks.reporting.curves import draw_sparsity
+from benchmarks.reporting.needed import (
     GOAL,
-    TINY,
-    Comparison,
     Rows,
     compare,
-    measure_of,
     needed,
     part,
-    restored_by_all,
-    tiny_count,
 )
-from benchmarks.sparsity.plots import draw_sparsity
-from benchmarks.sparsity.study import ATTACKED, FULL, REFERENCES, Study
-from benchmarks.sparsity.ways import LIKE, PROPOSED, WAYS
+from benchmarks.reporting.needed_tables import comparison_text, needed_table
+from benchmarks.reporting.tables import markdown_table, percent, plain_name, short_number
+from benchmarks.sparsity.study import Study
 from benchmarks.tools.page import write_page
 from benchmarks.tools.statistics import interval
 
@@ -58,8 +54,8 @@ def write_sparsity(folder: Path, study: Study, trials: Rows, rows: Rows, command
         draw_sparsity(folder / name, heading, rows, shown, known, study.ways)
         text += [f"![recovery against the number of entries]({name})"]
         text += [f"## Entries needed, {100 * known:g} % of the poison known"]
-        text += [_needed_table(rows, shown, known, study.ways)]
-        text += [_comparison_text(compare(rows, shown, known, study.ways), rows)]
+        text += [needed_table(rows, shown, known, study.ways)]
+        text += [comparison_text(compare(rows, shown, known, study.ways), rows)]
     text += ["## Relearning and membership", _attack_table(rows, scenarios, study)]
     text += ["## Where the entries lie", _leaf_table(rows, scenarios, study.attacked)]
     text += ["## The ways", _ways(study.ways), "## Tuning", _edges(trials)]
@@ -94,59 +90,6 @@ def _share(rows: Rows) -> float:
 
 def _seeds(number: int) -> str:
     return "one seed" if number == 1 else f"{number} seeds"
-
-
-def _needed_table(rows: Rows, scenarios: Sequence[str], known: float, ways: Sequence[str]) -> str:
-    table = []
-    for way in ways:
-        cells = []
-        for scenario in scenarios:
-            found = needed(rows, scenario, known, way)
-            cells.append(NONE if found is None else _number(found, rows[0]["total_entries"]))
-        table.append([f"**{plain_name(way)}**" if way == PROPOSED else plain_name(way), *cells])
-    whole = [restored_by_all(rows, scenario, known) for scenario in scenarios]
-    restored = [percent(interval(list(each.values()))) if each else NONE for each in whole]
-    table.append(["all entries restore, %", *restored])
-    return markdown_table(["way", *(f"{s}, {measure_of(s)}" for s in scenarios)], table)
-
-
-def _number(found: Any, total: int) -> str:
-    text = short_number(found.geometric_mean)
-    if found.low < found.high:
-        text += f" ({short_number(found.low)} to {short_number(min(found.high, total))})"
-    return f"{text}, {found.misses} missed" if found.misses else text
-
-
-def _comparison_text(found: Sequence[Comparison], rows: Rows) -> str:
-    count = tiny_count(rows)
-    table = [
-        [
-            each.scenario,
-            plain_name(each.other),
-            f"{each.factor:.1f}",
-            f"{each.needed_p:.3f}",
-            f"{100 * each.gap.mean:+.1f}",
-            f"{each.gap_p:.3f}",
-        ]
-        for each in found
-    ]
-    headings = [
-        "scenario",
-        "against",
-        "times as many entries",
-        "p",
-        f"points nearer at {count} entries",
-        "p ",
-    ]
-    note = (
-        f"`{PROPOSED}` against each other way, on the same poisoned models: how many times as many "
-        "entries the other one needs (a geometric mean; what was never reached counts as all "
-        f"entries), and how much nearer its forget measure is to the retrained model's at {count} "
-        f"entries, the largest number tried of at most {100 * TINY:g} %. p values are those of "
-        "paired t tests, corrected by Holm's rule over the column; under 0.05 a difference is "
-        "claimed."
-    )
-    return f"{note}\n\n{markdown_table(headings, table)}" if table else "Nothing to compare."
 
 
 def _attack_table(rows: Rows, scenarios: Sequence[str], study: Study) -> str:

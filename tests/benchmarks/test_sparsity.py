@@ -12,16 +12,16 @@ from scipy import stats
 from benchmarks.__main__ import main
 from benchmarks.learning.data import Split
 from benchmarks.learning.settings import Settings
+from benchmarks.methods.bench import FULL, Bench, make_start, taught
 from benchmarks.methods.case import make_case
-from benchmarks.sparsity import needed
-from benchmarks.sparsity.study import FULL, Bench, Study, make_start, taught
-from benchmarks.sparsity.ways import (
+from benchmarks.methods.ways import (
     LIKE,
     PROPOSED,
     WAYS,
     stage_counts,
     stage_steps,
 )
+from benchmarks.reporting import needed
 
 
 def row(way, count, seed, recovery, *, gap=None, scenario="label"):
@@ -118,10 +118,8 @@ def test_stages():
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    settings = Settings(epochs=2, curvature_examples=50)
-    study = Study({"label": settings}, (1.0,), (), (), 5, 1, tmp_path_factory.mktemp("cache"))
-    return Bench.make(study, "label", 1, 1.0)
+def bench():
+    return Bench.of(make_case(Settings(epochs=2, curvature_examples=50), 1))
 
 
 @pytest.mark.slow

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from benchmarks.methods.ways import LIKE, PROPOSED
+from benchmarks.reporting.needed import GOAL, Rows, curve, measure_of, restored_by_all
 from benchmarks.reporting.palette import COLOURS
 from benchmarks.reporting.tables import plain_name, short_number
-from benchmarks.sparsity.needed import GOAL, Rows, curve, measure_of, restored_by_all
-from benchmarks.sparsity.ways import LIKE, PROPOSED
 from benchmarks.tools.drawing import FAINT, INK, figure
 from benchmarks.tools.statistics import interval
 

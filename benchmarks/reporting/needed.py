@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.learning.scenarios import SCENARIOS
-from benchmarks.sparsity.study import FULL
-from benchmarks.sparsity.ways import PROPOSED
+from benchmarks.methods.bench import FULL
+from benchmarks.methods.ways import PROPOSED
 from benchmarks.tools.statistics import Interval, PairedDifference, holm, interval, paired_test
 
 Rows = Sequence[dict[str, Any]]

@@ -1,0 +1,72 @@
+"""How many entries each way needs, and the proposed way against all others, as text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.methods.ways import PROPOSED
+from benchmarks.reporting.needed import (
+    TINY,
+    Comparison,
+    Rows,
+    measure_of,
+    needed,
+    restored_by_all,
+    tiny_count,
+)
+from benchmarks.reporting.tables import NONE, markdown_table, percent, plain_name, short_number
+from benchmarks.tools.statistics import interval
+
+
+def needed_table(rows: Rows, scenarios: Sequence[str], known: float, ways: Sequence[str]) -> str:
+    """A row per way, a column per scenario, and what all entries restore."""
+    table = []
+    for way in ways:
+        cells = []
+        for scenario in scenarios:
+            found = needed(rows, scenario, known, way)
+            cells.append(NONE if found is None else _number(found, rows[0]["total_entries"]))
+        table.append([f"**{plain_name(way)}**" if way == PROPOSED else plain_name(way), *cells])
+    whole = [restored_by_all(rows, scenario, known) for scenario in scenarios]
+    restored = [percent(interval(list(each.values()))) if each else NONE for each in whole]
+    table.append(["all entries restore, %", *restored])
+    return markdown_table(["way", *(f"{s}, {measure_of(s)}" for s in scenarios)], table)
+
+
+def _number(found: Any, total: int) -> str:
+    text = short_number(found.geometric_mean)
+    if found.low < found.high:
+        text += f" ({short_number(found.low)} to {short_number(min(found.high, total))})"
+    return f"{text}, {found.misses} missed" if found.misses else text
+
+
+def comparison_text(found: Sequence[Comparison], rows: Rows) -> str:
+    """The proposed way against each other one: how many times as many entries, how much nearer."""
+    count = tiny_count(rows)
+    table = [
+        [
+            each.scenario,
+            plain_name(each.other),
+            f"{each.factor:.1f}",
+            f"{each.needed_p:.3f}",
+            f"{100 * each.gap.mean:+.1f}",
+            f"{each.gap_p:.3f}",
+        ]
+        for each in found
+    ]
+    headings = [
+        "scenario",
+        "against",
+        "times as many entries",
+        "p",
+        f"points nearer at {count} entries",
+        "p ",
+    ]
+    note = (
+        f"`{PROPOSED}` against each other way, on the same poisoned models: how many times as many "
+        "entries the other one needs (a geometric mean; what was never reached counts as all "
+        f"entries), and how much nearer its forget measure is to the retrained model's at {count} "
+        f"entries, the largest number tried of at most {100 * TINY:g} %. p values are those of "
+        "paired t tests, corrected by Holm's rule over the column; under 0.05 a difference is "
+        "claimed."
+    )
+    return f"{note}\n\n{markdown_table(headings, table)}" if table else "Nothing to compare."
