@@ -14,7 +14,9 @@ from benchmarks.learning.models import Model, cross_entropy
 from benchmarks.learning.training import shuffled_batches
 
 MICROBATCH = 1_000
-SOLVER = sap.conjugate_gradient(tolerance=1e-2, max_iterations=100)
+MAX_PRODUCTS = 16
+SOLVER = sap.conjugate_gradient(tolerance=0.1, max_iterations=MAX_PRODUCTS)
+SAMPLE_SEED = 0
 PRODUCT_GRADIENTS = 2
 """What a product of curvature with a vector costs, in gradients on the same examples."""
 BATCHES_IN_ONE = 4
@@ -161,6 +163,40 @@ def newton_steps(
     )
 
 
+def _step_within_budget(
+    model: Model, params: Any, mask: Any, c: Corrections, value: float
+) -> tuple[Any, int]:
+    """A Gauss-Newton step that costs no more than `c.batches`, and its cost in example gradients.
+
+    Half of the budget at most goes to the change of the gradient. The curvature gets as many
+    examples as the rest pays for if the solver uses every product.
+    """
+    return _newton_step(
+        model, params, mask, within_budget(c), value, gauss_newton=True, solver=SOLVER
+    )
+
+
+def within_budget(c: Corrections) -> Corrections:
+    """Samples of the corrections and of the data that a Gauss-Newton step can pay for."""
+    budget, parts = c.batches["label"].size, 1 if c.corrected is None else 2
+    num_changed = min(_count(c.original), budget // (2 * parts))
+    weight = _count(c.original) / num_changed
+    take = lambda batch: batch and _draw(batch, num_changed, weight)
+    num_data = (budget - parts * num_changed) // _data_gradients(MAX_PRODUCTS)
+    return c._replace(
+        original=take(c.original),
+        corrected=take(c.corrected),
+        data=_draw(c.data, min(max(1, num_data), _count(c.data))),
+    )
+
+
+def _draw(batch: Any, count: int, weight: float = 1.0) -> Any:
+    """So many examples of a batch, at random and the same in every batch of its size."""
+    ids = np.random.default_rng(SAMPLE_SEED).choice(_count(batch), count, replace=False)
+    drawn = {name: values[np.sort(ids)] for name, values in batch.items()}
+    return drawn | {"weight": drawn["weight"] * np.float32(weight)}
+
+
 def _newton_step(
     model: Model, params: Any, mask: Any, c: Corrections, value: float, **options: Any
 ) -> tuple[Any, int]:
@@ -172,13 +208,18 @@ def _newton_step(
 
 
 def _newton_cost(c: Corrections, certificate: sap.Certificate) -> int:
-    """Of one step, in example gradients.
+    """Of one step, in example gradients."""
+    of_data = _data_gradients(int(certificate.iterations)) * _count(c.data)
+    return _count(c.original) + _count(c.corrected) + of_data
 
-    Beside the solver's products: two more, of its own check and of the predicted decrease; two
-    gradients; and two passes for the losses, which are a gradient together.
+
+def _data_gradients(num_products: int) -> int:
+    """Of one step on each example of the data, if its solver takes so many products.
+
+    Beside these: two more, of the solver's own check and of the predicted decrease; two gradients;
+    and two passes for the losses, which are a gradient together.
     """
-    products = PRODUCT_GRADIENTS * (int(certificate.iterations) + 2)
-    return _count(c.original) + _count(c.corrected) + (3 + products) * _count(c.data)
+    return 3 + PRODUCT_GRADIENTS * (num_products + 2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -203,10 +244,11 @@ UPDATES = {
         ),
     ),
     "second_order": Update(
-        summary="one Gauss-Newton step, its curvature on a random sample of the corrected data",
+        summary="one Gauss-Newton step that costs no more than the iterative update, its "
+        "curvature on a random sample of the corrected data",
         tuned="damping",
         trials=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0),
-        run=functools.partial(_newton_step, gauss_newton=True, solver=SOLVER),
+        run=_step_within_budget,
     ),
     "iterative": Update(
         summary="adam on batches of corrected and retained examples",
