@@ -9,10 +9,12 @@ import numpy as np
 
 import sapsel_jax as sap
 from benchmarks.learning.data import Split
+from benchmarks.learning.settings import Settings
+from benchmarks.measures.metrics import count_entries
 from benchmarks.methods.case import Case
 from benchmarks.methods.curvature import counted_gradients, curvature
 from benchmarks.methods.evidence import Evidence
-from benchmarks.methods.tuning import Judgement, best, try_all
+from benchmarks.methods.tuning import TUNING_SEED, Judgement, best, try_all
 from benchmarks.methods.updates import BATCHES_IN_ONE, as_batch, mix_batches
 from benchmarks.methods.ways import LIKE, PROPOSED, WAYS, Start, move
 
@@ -22,6 +24,12 @@ FULL = "full"
 REFERENCES = ("poisoned", "retrained")
 ATTACKED = (PROPOSED, "sharpest", "saliency", FULL)
 """What is attacked, at the number of entries that the command names."""
+
+
+def up_to_half(counts: Sequence[int], settings: Settings) -> tuple[int, ...]:
+    """The numbers of at most half of the network's entries: what few can mean."""
+    size = count_entries(settings.build(settings.load(TUNING_SEED)).init(TUNING_SEED))
+    return tuple(count for count in counts if count <= size // 2)
 
 
 def plan(ways: Sequence[str], counts: Sequence[int]) -> list[tuple[str, int]]:

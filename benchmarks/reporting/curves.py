@@ -1,4 +1,4 @@
-"""The picture of the study: recovery against the number of entries that change."""
+"""Pictures of recovery against the number of entries that change."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ from benchmarks.tools.statistics import interval
 
 # Colour and marker, so that a curve is known without its colour.
 STYLES: dict[str, tuple[str, str]] = {
-    PROPOSED: (COLOURS["sharpest"], "o"),
+    PROPOSED: (INK, "o"),
     "change_in_stages": ("#E69F00", "D"),
     "change": ("#0072B2", "d"),
     "length": ("#56B4E9", "v"),
     "decrease": ("#CC79A7", "P"),
-    "sharpest": ("#5B4A3F", "s"),
+    "sharpest": (COLOURS["sharpest"], "s"),
     "saliency": (COLOURS["saliency"], "^"),
     "random": (COLOURS["random"], "x"),
 }
@@ -49,7 +49,9 @@ def draw_sparsity(
         for ax in panels[len(scenarios) :]:
             ax.set_visible(False)
         for ax, scenario in zip(panels, scenarios, strict=False):
-            _draw_panel(ax, rows, scenario, known, ways)
+            draw_panel(ax, rows, scenario, known, ways)
+            words = {"forget": "forget accuracy", "attack": "attack success"}
+            ax.set_title(f"{scenario}: {words[measure_of(scenario)]}")
         handles = [
             Line2D([], [], color=colour, marker=marker, label=plain_name(way))
             for way, (colour, marker) in STYLES.items()
@@ -58,9 +60,8 @@ def draw_sparsity(
         canvas.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
 
 
-def _draw_panel(ax: Axes, rows: Rows, scenario: str, known: float, ways: Sequence[str]) -> None:
-    words = {"forget": "forget accuracy", "attack": "attack success"}[measure_of(scenario)]
-    ax.set_title(f"{scenario}: {words}")
+def draw_panel(ax: Axes, rows: Rows, scenario: str, known: float, ways: Sequence[str]) -> None:
+    """Recovery against the number of entries in one scenario, a curve per way."""
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short_number(x)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
@@ -79,7 +80,7 @@ def _draw_panel(ax: Axes, rows: Rows, scenario: str, known: float, ways: Sequenc
             (4, 2),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            fontsize=8.5,
+            fontsize=9.5,
         )
     for way in ways:
         colour, marker = STYLES[way.removeprefix(LIKE)]

@@ -8,7 +8,7 @@ from benchmarks.learning.data import DATASETS
 from benchmarks.learning.models import MODELS
 from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.learning.settings import Settings
-from benchmarks.measures.metrics import count_entries
+from benchmarks.methods.bench import up_to_half
 from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.methods.ways import LIKE, PROPOSED, WAYS
 from benchmarks.sparsity.records import open_journals
@@ -95,14 +95,13 @@ class Sparsity:
         seeds = 1 if self.quick else self.seeds or (10 if digits else 5)
         tuning_seeds = 1 if self.quick else self.tuning_seeds or (5 if digits else 1)
         settings = {name: self._settings(name, seeds) for name in names}
-        size = _num_entries(settings[names[0]])
         return Study(
             settings=settings,
             known=known,
             ways=tuple(
                 each for way in ways for each in ((way,) if way == "random" else (way, LIKE + way))
             ),
-            counts=tuple(count for count in counts if count <= size // 2),
+            counts=up_to_half(counts, settings[names[0]]),
             attacked=self.attacked,
             num_tuning_seeds=tuning_seeds,
             cache=self.cache,
@@ -130,8 +129,3 @@ class Sparsity:
         """What rows depend on; more seeds, scenarios, ways, counts or known shares only add."""
         names = ("dataset", "model", "train_examples", "epochs", "budget", "curvature_examples")
         return {name: getattr(self, name) for name in (*names, "attacked", "quick")}
-
-
-def _num_entries(settings: Settings) -> int:
-    """How many entries the network has."""
-    return count_entries(settings.build(settings.load(TUNING_SEED)).init(TUNING_SEED))

@@ -31,7 +31,9 @@ STYLE: Any = {
 
 
 @contextmanager
-def figure(path: Path, size: tuple[float, float], title: str, subtitle: str) -> Iterator[Figure]:
+def figure(
+    path: Path, size: tuple[float, float], title: str, subtitle: str, *, dpi: int = 150
+) -> Iterator[Figure]:
     """A titled figure to draw on, saved to `path` when the block ends."""
     with matplotlib.rc_context(STYLE):
         canvas = Figure(figsize=size, layout="constrained")
@@ -41,4 +43,4 @@ def figure(path: Path, size: tuple[float, float], title: str, subtitle: str) -> 
         canvas.text(0.012, 1 - 0.45 / size[1], subtitle, fontsize=10.5, color=MUTED, va="top")
         yield canvas
         with whole_file(path) as file:
-            canvas.savefig(file, dpi=150, format="png")
+            canvas.savefig(file, dpi=dpi, format="png")

@@ -41,6 +41,8 @@ th {{ white-space: normal; color: var(--muted); font-weight: 600; vertical-align
 tbody tr:hover {{ background: var(--wash); }}
 td strong {{ color: var(--accent); }}
 code {{ background: var(--wash); padding: .1em .3em; border-radius: 3px; font-size: .88em; }}
+pre {{ overflow-x: auto; }}
+pre code {{ display: block; padding: .75rem 1rem; }}
 @media print {{ body {{ background: #fff; }} main {{ padding: 0; }} }}
 </style>
 </head>

@@ -1,20 +1,20 @@
 """The comparison: poison, train, select, update, measure, the same for every method and seed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import sapsel_jax as sap
 from benchmarks.learning.settings import Settings
 from benchmarks.measures.metrics import count_changed, count_entries, towards_retraining
+from benchmarks.methods.bench import Bench, plan
 from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.curvature import counted_gradients, measured_gradients
 from benchmarks.methods.masks import METHODS
 from benchmarks.methods.tuning import TUNING_SEED, best, judge
 from benchmarks.methods.updates import UPDATES
 from benchmarks.tools.timing import timed
-
-SHIPPED = ("sharpest", "iterative")
-"""The method and update whose changes are kept as a patch."""
+from benchmarks.unlearn.sparsity import COMPARED, measure_ways, shipped, tune_ways
 
 
 class Trial(NamedTuple):
@@ -42,28 +42,37 @@ class Comparison:
     trials: list[Trial]
     rows: list[dict[str, Any]]
     """The lines of `results.jsonl`."""
+    sparsity_trials: list[dict[str, Any]]
+    sparsity_rows: list[dict[str, Any]]
+    """The lines of `sparsity.jsonl`."""
     masks: dict[str, Any]
     """The masks of the first reported seed, by method."""
-    shipped: tuple[Any, Any]
-    """The first reported seed's parameters before and after `SHIPPED`."""
+    before: Any
+    """The first reported seed's poisoned parameters."""
+    patch: sap.Patch
+    """What unlearning by few entries changed in them."""
     counted: float
     """What the curvature is counted as, in gradient equivalents."""
     measured: float
     """What it took by the clock, in gradient equivalents."""
 
 
-def count_work(settings: Settings) -> int:
+def count_work(settings: Settings, counts: Sequence[int]) -> int:
     """How many times `compare` calls `advance`."""
     num_updates = sum(len(update.trials) for update in UPDATES.values())
-    tuning = 1 + len(METHODS) * num_updates
-    return tuning + settings.seeds * (2 + len(METHODS) * len(UPDATES))
+    num_ways = len(plan(COMPARED, counts))
+    tuning = 1 + len(METHODS) * num_updates + num_ways
+    return tuning + settings.seeds * (2 + len(METHODS) * len(UPDATES) + num_ways)
 
 
-def compare(settings: Settings, advance: Callable[[str], None]) -> Comparison:
+def compare(
+    settings: Settings, counts: Sequence[int], advance: Callable[[str], None]
+) -> Comparison:
     """Tunes on one seed, then measures every method on the others.
 
     Args:
       settings: what to compare.
+      counts: how many entries change, beside the share that masks select.
       advance: called with a few words before each piece of work.
     """
     settings.check()
@@ -74,15 +83,29 @@ def compare(settings: Settings, advance: Callable[[str], None]) -> Comparison:
     counted, measured = counted_gradients(*about), measured_gradients(*about)
     trials = list(_tune(tuning_case, advance))
     chosen = {(trial.method, trial.update): trial.value for trial in trials if trial.chosen}
-    rows, masks, shipped = [], {}, (None, None)
+    rates, sparsity_trials = tune_ways(Bench.of(tuning_case), counts, advance)
+    rows, sparsity_rows, first = [], [], {}
     for seed in range(1, settings.seeds + 1):
         advance(f"Seed {seed}: training the poisoned model")
         case = make_case(settings, seed)
-        seed_rows, seed_masks, after = _measure(case, chosen, counted, advance)
+        seed_rows, seed_masks = _measure(case, chosen, counted, advance)
         rows += seed_rows
+        bench = Bench.of(case)
+        sparsity_rows += measure_ways(bench, counts, rates, advance)
         if seed == 1:
-            masks, shipped = seed_masks, (case.params, after)
-    return Comparison(settings, tuning_case, trials, rows, masks, shipped, counted, measured)
+            patch = sap.make_patch(case.params, shipped(bench, rates))
+            first = {"masks": seed_masks, "before": case.params, "patch": patch}
+    return Comparison(
+        settings=settings,
+        case=tuning_case,
+        trials=trials,
+        rows=rows,
+        sparsity_trials=sparsity_trials,
+        sparsity_rows=sparsity_rows,
+        counted=counted,
+        measured=measured,
+        **first,
+    )
 
 
 def _tune(case: Case, advance: Callable[[str], None]) -> Iterator[Trial]:
@@ -112,8 +135,8 @@ def _measure(
     chosen: dict[tuple[str, str], float],
     counted: float,
     advance: Callable[[str], None],
-) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:
-    """The rows of one seed, its masks, and its parameters after `SHIPPED`."""
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of one seed, and its masks."""
     advance(f"Seed {case.seed}: retraining from scratch")
     retrained, retrain_seconds = case.retrained
     retrain_gradients = case.retrain_example_gradients
@@ -154,7 +177,7 @@ def _measure(
         "gradient": len(case.poisoned.original.labels),
         "curvature": round(counted * len(case.material.sample["label"])),
     }
-    masks, shipped = {}, None
+    masks = {}
     for method, spec in METHODS.items():
         masks[method], selection_seconds = timed(lambda spec=spec: spec.select(case.material))
         for name, update in UPDATES.items():
@@ -164,7 +187,6 @@ def _measure(
             (params, update_gradients), update_seconds = timed(
                 lambda update=update, work=work: update.run(*work)
             )
-            shipped = params if (method, name) == SHIPPED else shipped
             rows.append(
                 row(
                     method,
@@ -178,4 +200,4 @@ def _measure(
                     tuned_value=value,
                 )
             )
-    return rows, masks, shipped
+    return rows, masks

@@ -7,15 +7,21 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from benchmarks.learning.settings import Settings
 from benchmarks.measures.summary import Line
-from benchmarks.methods.case import Case
 from benchmarks.methods.masks import METHODS
+from benchmarks.methods.ways import LIKE
+from benchmarks.reporting.curves import STYLES, draw_panel
 from benchmarks.reporting.images import draw_images
+from benchmarks.reporting.needed import Rows, measure_of
 from benchmarks.reporting.palette import COLOURS
 from benchmarks.reporting.tables import TITLES, WORDS, plain_name, short_number
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
+from benchmarks.unlearn.comparison import Comparison
+from benchmarks.unlearn.sparsity import COMPARED
 
 LAYER_COLOURS = ["#0072B2", "#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#7F8C99"]
 MARKERS = {"first_order": "o", "second_order": "s", "iterative": "D"}
@@ -25,17 +31,50 @@ APART = 1.12
 """Marks of the same cost are set this factor apart, so that their bars can be told apart."""
 
 
-def draw_all(folder: Path, lines: Sequence[Line], masks: dict[str, Any], case: Case) -> list[str]:
+def draw_all(folder: Path, comparison: Comparison, lines: Sequence[Line]) -> list[str]:
     """Writes every picture into `folder`.
 
     Returns:
       Their file names, in the order a report shows them.
     """
+    case = comparison.case
+    draw_sparsity(folder / "sparsity.png", comparison.sparsity_rows, case.settings)
     draw_recovery(folder / "recovery.png", lines)
     draw_accuracy(folder / "accuracy.png", lines)
-    draw_masks(folder / "masks.png", masks)
+    draw_masks(folder / "masks.png", comparison.masks)
     draw_images(folder / "images.png", case.poisoned)
-    return ["recovery.png", "accuracy.png", "masks.png", "images.png"]
+    return ["sparsity.png", "recovery.png", "accuracy.png", "masks.png", "images.png"]
+
+
+def draw_sparsity(path: Path, rows: Rows, settings: Settings) -> None:
+    """Recovery against the number of entries, to be read at a third of its size too."""
+    seeds = f"{settings.seeds} seeds; bars: 95 % t intervals" if settings.seeds > 1 else "One seed"
+    measure = WORDS[measure_of(settings.scenario)]
+    with figure(
+        path,
+        (6.0, 5.2),
+        "How few entries have to change",
+        f"Recovery of {measure}: 0 % poisoned, 100 % retrained.\n"
+        f"{seeds}. Dotted: random, as many in each leaf.",
+        dpi=225,
+    ) as canvas:
+        ax = canvas.subplots()
+        draw_panel(ax, rows, settings.scenario, settings.known, COMPARED)
+        ax.set_xlabel(f"entries that change, of {rows[0]['total_entries']:,}")
+        ax.set_xticks(sorted({row["count"] for row in rows if row["count"]}))
+        ax.minorticks_off()
+        handles = [
+            Line2D(
+                [],
+                [],
+                color=STYLES[way.removeprefix(LIKE)][0],
+                marker=None if way.startswith(LIKE) else STYLES[way][1],
+                linestyle=":" if way.startswith(LIKE) else "-",
+                label="its control" if way.startswith(LIKE) else plain_name(way),
+            )
+            for way in COMPARED
+        ]
+        canvas.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
 
 
 def draw_recovery(path: Path, lines: Sequence[Line]) -> None:

@@ -10,7 +10,7 @@ from benchmarks.measures.summary import ACCURACIES, Line, paired_difference, sum
 from benchmarks.methods.curvature import counted_by, estimator
 from benchmarks.methods.masks import METHODS, REFERENCES
 from benchmarks.methods.tuning import TUNING_SEED
-from benchmarks.methods.updates import UPDATES
+from benchmarks.methods.updates import MAX_PRODUCTS, UPDATES, within_budget
 from benchmarks.reporting.tables import (
     TITLES,
     cells,
@@ -23,9 +23,13 @@ from benchmarks.reporting.tables import (
     towards_retraining,
 )
 from benchmarks.tools.page import write_page
-from benchmarks.unlearn.comparison import SHIPPED, Comparison
+from benchmarks.unlearn.comparison import Comparison
+from benchmarks.unlearn.sections import few_entries, patch_text
+from benchmarks.unlearn.sparsity import SHIPPED
 
 CAPTIONS = {
+    "sparsity.png": "Up and to the left is better. The control of a selection changes random "
+    "entries, as many in each leaf.",
     "recovery.png": "Up and to the left is better.",
     "accuracy.png": "The closer to the solid line the better.",
     "masks.png": "What a mask's ranking means depends on which layers it picks.",
@@ -53,13 +57,16 @@ def report_markdown(comparison: Comparison, pictures: Sequence[str], command: st
         f"{len(case.poisoned.train.labels):,} training examples are poisoned: {scenario.summary}. "
         f"Masks select {100 * settings.fraction:g} % of the parameters. "
         f"{_seeds(settings.seeds)}, data variant: {case.dataset.variant}.",
-        "## In short",
-        _findings(comparison, lines),
     ]
+    parts.append("## How few entries have to change")
     for picture in pictures:
         stem = picture.partition(".")[0]
         if stem == "recovery":
-            parts.append("## Pictures")
+            caption, *table = patch_text(comparison)
+            parts += [*few_entries(comparison), "## The patch", caption]
+            parts += [f"```text\n{each}\n```" for each in table]
+            share = 100 * settings.fraction
+            parts += [f"## {share:g} % of the entries, three updates", _findings(comparison, lines)]
         parts += [f"![{stem}]({picture})", CAPTIONS[picture]]
     parts += ["## Figures", *_tables(lines), _reading(comparison)]
     parts += ["## Tuning", _tuning(comparison)]
@@ -185,7 +192,7 @@ def _how(comparison: Comparison, command: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
     retraining = comparison.rows[1]["retrain_example_gradients"]
     steps, batch_size = comparison.case.corrections.batches["label"].shape
-    num_data = len(comparison.case.corrections.data["label"])
+    num_data = len(within_budget(comparison.case.corrections).data["label"])
     return "\n".join(
         [
             f"- Command: `{command}`",
@@ -196,12 +203,13 @@ def _how(comparison: Comparison, command: str) -> str:
             f"of the loss that was trained, on {len(comparison.case.material.sample['label']):,} "
             "random training examples.",
             f"- Second-order update: Gauss-Newton curvature on {num_data:,} random examples of the "
-            "corrected training set; conjugate gradients to a relative residual of 1 %, at most "
-            "100 iterations, each counted as 2 gradients. A step that does not hold is not taken.",
+            "corrected training set; conjugate gradients to a relative residual of 10 %, at most "
+            f"{MAX_PRODUCTS} iterations, each counted as 2 gradients. The sample is as large as "
+            "the budget of the iterative update allows. A step that does not hold is not taken.",
             f"- Iterative update: {steps} batches of {batch_size} examples.",
             f"- Methods: {methods}.",
-            f"- Patch: `unlearned.patch` holds what the {SHIPPED[1]} update of the {SHIPPED[0]} "
-            "entries changed on seed 1, `poisoned.npz` the parameters it belongs to.",
+            f"- Patch: `unlearned.patch` holds the {SHIPPED} entries that changed on seed 1, "
+            "`poisoned.npz` the parameters that it belongs to.",
             f"- Software: Python {platform.python_version()}, {versions}.",
         ]
     )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import flax.traverse_util
 import numpy as np
@@ -20,12 +21,22 @@ from benchmarks.learning.data import Split
 from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.learning.settings import Settings
 from benchmarks.measures.metrics import accuracy
+from benchmarks.methods.bench import RATES, REFERENCES
 from benchmarks.methods.masks import METHODS
 from benchmarks.methods.tuning import tuning_objective
-from benchmarks.methods.updates import UPDATES, make_batches
+from benchmarks.methods.updates import (
+    MAX_PRODUCTS,
+    UPDATES,
+    Corrections,
+    as_batch,
+    make_batches,
+    within_budget,
+)
+from benchmarks.methods.ways import PROPOSED
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.folders import result_folder
 from benchmarks.unlearn.command import Unlearn
+from benchmarks.unlearn.sparsity import COMPARED, SHIPPED
 
 TINY = ["--train-examples", "120", "--epochs", "4", "--curvature-examples", "30"]
 FIELDS = {
@@ -51,8 +62,10 @@ FIELDS = {
 MEASURED = {"selection_seconds", "update_seconds"}
 
 
-def run(output, *options, seeds=1):
-    assert main(["unlearn", "--output", str(output), "--seeds", str(seeds), *TINY, *options]) == 0
+def run(output, *options, seeds=1, counts=(SHIPPED,)):
+    command = ["unlearn", "--output", str(output), "--seeds", str(seeds), *TINY, *options]
+    with mock.patch.object(benchmarks.unlearn.command, "COUNTS", counts):
+        assert main(command) == 0
     return read(output / "results.jsonl")
 
 
@@ -63,23 +76,25 @@ def read(path):
 @pytest.fixture(scope="module", params=[pytest.param("label", marks=pytest.mark.slow)])
 def label_run(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "label"
-    return output, run(output, seeds=2)
+    return output, run(output, seeds=2, counts=(3, SHIPPED))
 
 
 def test_a_run_leaves_one_folder_with_everything(label_run):
     output, _ = label_run
     assert [path.name for path in output.parent.iterdir()] == ["label"]
     names = {path.name for path in output.iterdir()}
-    pictures = {"recovery.png", "accuracy.png", "masks.png", "images.png"}
-    records = {"results.jsonl", "tuning.jsonl", "poisoned.npz", "unlearned.patch"}
-    assert names == pictures | records | {"report.md", "report.html"}
+    pictures = ["sparsity.png", "recovery.png", "accuracy.png", "masks.png", "images.png"]
+    records = {"results.jsonl", "tuning.jsonl", "sparsity.jsonl", "sparsity-tuning.jsonl"}
+    patch = {"poisoned.npz", "unlearned.patch"}
+    assert names == {*pictures} | records | patch | {"report.md", "report.html"}
     assert all((output / p).read_bytes().startswith(b"\x89PNG") for p in pictures)
     text, page = (output / "report.md").read_text(), (output / "report.html").read_text()
-    assert all(f"]({picture})" in text for picture in pictures)
+    assert re.findall(r"!\[\w+\]\((.*)\)", text) == pictures
     assert "random like sharpest" in text
+    assert sap.describe_patch(sap.load_patch(output / "unlearned.patch"), most=SHIPPED) in text
     # The page needs no other file: every picture is inside, and nothing is loaded.
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(sources) == 4
+    assert len(sources) == len(pictures)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
 
 
@@ -113,15 +128,63 @@ def test_figures_of_the_rows(label_run):
             assert row["changed_entries"] > 0
         if row["update"] == "first_order":
             assert row["update_example_gradients"] == 2 * 24
-        if row["update"] == "second_order":  # 30 examples: 3 gradients, 2 for each product
-            num_products = (row["update_example_gradients"] - 2 * 24 - 3 * 30) / (2 * 30)
-            assert num_products in range(3, 103)
+        if row["update"] == "second_order":
+            # A quarter of the 32 examples of the budget on either side, and one of the data: 3
+            # gradients, 2 for each product.
+            num_products = (row["update_example_gradients"] - 2 * 8 - 3) / 2
+            assert num_products in range(3, MAX_PRODUCTS + 3)
         if row["update"] == "iterative":
             assert row["update_example_gradients"] == round(0.05 * steps) * 32
         curved = row["method"] in ("sharpest", "random_like_sharpest", "flattest")
         assert (row["selection_example_gradients"] > 0) == (curved or row["method"] == "saliency")
         if row["method"] == "saliency":
             assert row["selection_example_gradients"] == 24
+
+
+def test_a_row_per_way_number_and_seed(label_run):
+    output, _ = label_run
+    rows = read(output / "sparsity.jsonl")
+    names = [(row["seed"], row["way"], row["count"]) for row in rows]
+    want = [("poisoned", 0), ("retrained", 0), ("full", 0)]
+    want += [(way, count) for count in (3, SHIPPED) for way in COMPARED]
+    assert names == [(seed, *pair) for seed in (1, 2) for pair in want]
+    for row in rows:
+        if row["count"]:
+            assert sum(row["leaves"].values()) == row["count"] >= row["changed_entries"]
+            assert row["update_example_gradients"] == 8 * 8  # at least 8 steps, a quarter as large
+    (chosen,) = {t["chosen"] for t in read(output / "sparsity-tuning.jsonl") if t["way"] == "full"}
+    assert chosen in RATES
+
+
+def test_the_references_are_those_of_the_comparison(label_run):
+    output, rows = label_run
+    reference = lambda row, name: (row[name], row["seed"], round(row["forget_accuracy"], 4))
+    want = [reference(row, "method") for row in rows if row["update"] == "none"]
+    sparse = [row for row in read(output / "sparsity.jsonl") if row["way"] in REFERENCES]
+    assert [reference(row, "way") for row in sparse] == want
+
+
+def test_a_newton_step_stays_within_the_budget():
+    split = lambda count: Split(np.zeros((count, 1, 1, 1), np.float32), np.arange(count))
+    given = Corrections(
+        original=as_batch(split(1_000)),
+        corrected=as_batch(split(1_000)),
+        data=as_batch(split(200)),
+        num_examples=5_000,
+        batches=as_batch(split(2_000)),
+        own_batches=None,
+    )
+    got = within_budget(given)
+    # A quarter of 2,000 each; of the other half 39 for each example: 3 gradients, 18 products.
+    sizes = [len(batch["label"]) for batch in (got.original, got.corrected, got.data)]
+    assert sizes == [500, 500, 1_000 // 39]
+    np.testing.assert_array_equal(got.original["label"], got.corrected["label"])
+    assert len(set(got.data["label"].tolist())) == sizes[2]
+    assert got.original["weight"].sum() == 1_000
+    removal = within_budget(given._replace(original=as_batch(split(30)), corrected=None))
+    assert removal.corrected is None
+    np.testing.assert_array_equal(removal.original["label"], np.arange(30))
+    assert len(removal.data["label"]) == (2_000 - 30) // 39
 
 
 def test_tuning_gives_every_method_the_same_trials(label_run):
@@ -150,7 +213,7 @@ def test_the_same_seed_gives_the_same_table(label_run, tmp_path):
 def test_the_patch_is_the_model_that_was_measured_and_the_readme_applies_it(
     label_run, tmp_path, monkeypatch
 ):
-    output, rows = label_run
+    output, _ = label_run
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (snippet,) = (s for s in re.findall(r"```python\n(.*?)```", readme, re.S) if "load_patch" in s)
     monkeypatch.chdir(tmp_path)
@@ -164,14 +227,12 @@ def test_the_patch_is_the_model_that_was_measured_and_the_readme_applies_it(
     settings = Settings(train_examples=120)
     dataset = settings.load(seed=1)
     model = settings.build(dataset)
-    first = {(row["method"], row["update"]): row for row in rows if row["seed"] == 1}
-    for params, row in (
-        (poisoned, first["poisoned", "none"]),
-        (unlearned, first["sharpest", "iterative"]),
-    ):
+    rows = read(output / "sparsity.jsonl")
+    first = {(row["way"], row["count"]): row for row in rows if row["seed"] == 1}
+    for params, row in ((poisoned, first["poisoned", 0]), (unlearned, first[PROPOSED, SHIPPED])):
         assert changed_bits(poisoned, params).sum() == row["changed_entries"]
         tree = flax.traverse_util.unflatten_dict(params, sep="/")
-        assert accuracy(model, tree, dataset.test) == row["test_accuracy"]
+        assert round(accuracy(model, tree, dataset.test), 4) == row["test_accuracy"]
     with pytest.raises(ValueError, match="`patch` must fit `params` to the bit"):
         sap.apply_patch(unlearned, names["patch"])
 
@@ -207,7 +268,7 @@ def test_batches_are_half_corrected_and_half_retained():
     [
         (["--dataset", "mnits"], "`dataset` must be one of digits, mnist, cifar10; got 'mnits'."),
         (["--scenario", "x"], "`scenario` must be one of label, backdoor, feature, sample; got"),
-        (["--model", "vit"], "`model` must be one of mlp, cnn, resnet; got 'vit'."),
+        (["--model", "vit"], "`model` must be one of mlp, cnn, convnet, resnet; got 'vit'."),
         (["--seeds", "0"], "`seeds` must be at least 1; got 0."),
         (["--share", "1"], "`share` must lie between 0 and 1; got 1."),
         (["--fraction", "1.4"], "`fraction` must lie between 0 and 1; got 1.4."),
