@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-import sapsel_jax as sap
 from benchmarks.learning.data import Split
 from benchmarks.learning.settings import Settings
 from benchmarks.measures.metrics import count_entries
 from benchmarks.methods.case import Case
 from benchmarks.methods.curvature import counted_gradients, curvature
 from benchmarks.methods.evidence import Evidence
+from benchmarks.methods.masks import like
 from benchmarks.methods.tuning import TUNING_SEED, Judgement, best, try_all
 from benchmarks.methods.updates import BATCHES_IN_ONE, as_batch, mix_batches
 from benchmarks.methods.ways import LIKE, PROPOSED, WAYS, Start, move
@@ -96,8 +96,8 @@ class Bench:
             return jax.tree.map(lambda x: np.ones(x.shape, bool), self.start.params)
         if finding is None:
             return None
-        _, like = WAYS[way.removeprefix(LIKE)].run(self.start, count, finding)
-        return sap.select_like(like, self.start.key)
+        _, mask = WAYS[way.removeprefix(LIKE)].run(self.start, count, finding)
+        return like(mask, self.start.key)
 
     def cell(self, way: str, count: int, rate: float, finding: float | None) -> dict[str, Any]:
         """All figures of it."""

@@ -63,7 +63,7 @@ def _sharpest(material: Material) -> Any:
 
 
 def _random_like_sharpest(material: Material) -> Any:
-    return _like(_sharpest(material), jax.random.fold_in(material.key, 1))
+    return like(_sharpest(material), jax.random.fold_in(material.key, 1))
 
 
 def _flattest(material: Material) -> Any:
@@ -96,7 +96,7 @@ def diagonal(material: Material) -> Any:
 
 
 top = functools.partial(jax.jit, static_argnums=1)(sap.select_top_fraction)
-_like = jax.jit(sap.select_like)
+like = jax.jit(sap.select_like)
 
 METHODS = {
     "full": Method("every parameter", _full, "nothing"),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import sapsel_jax as sap
 from benchmarks.learning.models import Model
 from benchmarks.methods.curvature import curvature, mean_gradient
-from benchmarks.methods.masks import FLOOR
+from benchmarks.methods.masks import FLOOR, like
 from benchmarks.tools.timing import timed
 
 DAMPING = 1e-3
@@ -147,7 +147,7 @@ def make_masks(
             masks[name, fraction] = mask
             if name in RANKED:
                 key = jax.random.fold_in(evidence.key, i * len(fractions) + j)
-                masks[LIKE + name, fraction] = _like(mask, key)
+                masks[LIKE + name, fraction] = like(mask, key)
     prefix = f"{model.last_layer}/"
     masks["last_layer", None] = sap.select_leaves(
         evidence.params, lambda path, _: path.startswith(prefix)
@@ -198,6 +198,3 @@ def _top(scores: Any, fractions: tuple[float, ...]) -> list[Any]:
 @functools.partial(jax.jit, static_argnums=1)
 def _top_per_leaf(scores: Any, fractions: tuple[float, ...]) -> list[Any]:
     return [sap.select_top_fraction_per_leaf(scores, fraction) for fraction in fractions]
-
-
-_like = jax.jit(sap.select_like)
