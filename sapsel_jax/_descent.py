@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sapsel_jax._base.checks import check_count, check_number, check_positive
@@ -85,6 +86,11 @@ def descend_on_few(
 
     Memory is that of two results, however many sizes are tried, and all are compiled as one.
     """
+    if any(leaf.dtype.itemsize < 2 for leaf in jax.tree.leaves(params)):
+        raise TypeError(
+            "`params` must hold floats of 16 bits or more where no `update` is given: adam does "
+            "not move floats of 8 bits. `second_order_update` does."
+        )
     loss_fn, about, retained = _batches(loss_fn, correction, steps, key)
 
     def run(step_size: Any) -> Descent:
@@ -114,13 +120,20 @@ def descend_on_few(
         value = jnp.asarray(judge(found.params), jnp.float32)
         value = jnp.where(found.certificate.converged & (value < jnp.inf), value, jnp.inf)
         better = is_first | (value < best[0])
+        found = _with_residual(found, jnp.zeros_like)
         return jax.tree.map(lambda a, b: jnp.where(better, a, b), (value, found), best), None
 
     sizes = jnp.asarray(steps.step_sizes, jnp.float32)
     shapes = jax.eval_shape(lambda: (jnp.float32(0), run(sizes[0])))
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (_, found), _ = jax.lax.scan(try_one, start, (jnp.arange(len(sizes)) == 0, sizes))
-    return found
+    return _with_residual(found, lambda x: jax.device_put(np.asarray(np.nan, x.dtype)))
+
+
+def _with_residual(found: Descent, make: Callable[[jax.Array], jax.Array]) -> Descent:
+    """With another residual: a loop may not carry the NaN, which `jax_debug_nans` would stop at."""
+    residual = make(found.certificate.relative_residual)
+    return found._replace(certificate=found.certificate._replace(relative_residual=residual))
 
 
 def _batches(

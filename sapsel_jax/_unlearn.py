@@ -128,9 +128,9 @@ def unlearn(
       changes and the reason is `TOO_FEW_SELECTED`. A fraction of 0 changes nothing and converges.
 
     Raises:
-      TypeError: if `params` holds anything but real floating-point arrays, `loss_fn` or `validate`
-        returns anything but one real scalar, `curvature` cannot be called in either way, or a
-        number is none.
+      TypeError: if `params` holds anything but real floating-point arrays, or without an `update`
+        floats of 8 bits, `loss_fn` or `validate` returns anything but one real scalar, `curvature`
+        cannot be called in either way, or a number is none.
       ValueError: if a batch is empty, `corrected` differs from `original` in structure or number, a
         number is out of range, `fraction` and `count` are both given, or `steps` or `validate` is
         given beside an `update`.

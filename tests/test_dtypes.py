@@ -156,6 +156,6 @@ def test_losses_that_compute_narrowly_are_followed_under_strict_promotion(monkey
         for diagonal in (calls.CALLS["exact_diagonal"], calls.CALLS["propagated_diagonal"]):
             found = jax.eval_shape(lambda diagonal=diagonal: diagonal())
             assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
-        for update in (calls.CALLS["iterative_update"], calls.CALLS["unlearn"]):
+        for update in (calls.CALLS["iterative_update"], calls.CALLS["with_iteration"]):
             moved = jax.eval_shape(lambda update=update: update()[0])
             assert {leaf.dtype for leaf in jax.tree.leaves(moved)} == {np.dtype(dtype)}

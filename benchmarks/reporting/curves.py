@@ -72,12 +72,16 @@ def draw_panel(ax: Axes, rows: Rows, scenario: str, known: float, ways: Sequence
         ax.text(0.5, 0.5, "nothing to restore", transform=ax.transAxes, ha="center")
         return
     level = interval(whole).mean
-    for height, text in ((level, "all entries"), (GOAL * level, f"{100 * GOAL:.0f} % of it")):
+    # One name above its line and one below, so that they stand apart where the lines do not.
+    for height, text, up in (
+        (level, "all entries", 2),
+        (GOAL * level, f"{100 * GOAL:.0f} % of it", -11),
+    ):
         ax.axhline(height, color=INK, linewidth=0.9, alpha=0.7)
         ax.annotate(
             text,
             (0.0, height),
-            (4, 2),
+            (4, up),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
             fontsize=9.5,
@@ -100,4 +104,4 @@ def draw_panel(ax: Axes, rows: Rows, scenario: str, known: float, ways: Sequence
             zorder=5 if bold else 3,
             alpha=0.8 if control else 1,
         )
-    ax.set_ylim(LOWEST - 0.03, 1.12)
+    ax.set_ylim(LOWEST - 0.03, max(1.12, level + 0.1))

@@ -38,7 +38,8 @@ def write_sparsity(folder: Path, study: Study, trials: Rows, rows: Rows, command
         f"steps, {100 * _share(rows):.1f} % of retraining's. Learning rates were tuned for every "
         f"way and every number of entries on {_seeds(study.num_tuning_seeds)} that "
         f"{'is' if study.num_tuning_seeds == 1 else 'are'} not reported, by accuracy on validation "
-        "data and on the corrected examples.",
+        "data and on the corrected examples. The check of the result of a way that cuts down costs "
+        "a gradient and two passes on the examples of the curvature beside that.",
         "One half of the examples of each step is retained. The other half are corrected "
         "examples, and inputs that had a wrong answer with the right one: a backdoor's images with "
         "the trigger and their own labels. Records to remove are climbed on instead, until their "

@@ -228,3 +228,10 @@ def test_options_that_cannot_be(options, kind, message):
     with pytest.raises(kind) as raised:
         jax.eval_shape(lambda: sap.unlearn(loss_fn, *batches, key=KEY, **options))
     assert str(raised.value).split("\n")[0] == message
+
+
+def test_floats_of_8_bits_need_another_update():
+    loss_fn = lambda p, y: jnp.sum((p.astype(jnp.float32) - y) ** 2)
+    params, batch = jnp.ones(3, jnp.float8_e4m3fn), jnp.zeros((2, 3))
+    with pytest.raises(TypeError, match="`params` must hold floats of 16 bits or more where no"):
+        sap.unlearn(loss_fn, params, batch, batch, batch, key=KEY)

@@ -57,7 +57,8 @@ def test_the_curvature_is_that_of_the_loss_that_was_trained(removal):
         trained = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), original, rest)
         want = dense_diagonal(lambda p: mean_loss(loss_fn, p, trained), params)
         curvature = sap.exact_diagonal(loss_fn)
-        got = run(loss_fn, (params, original, corrected, data), fraction=0.2, curvature=curvature)
+        options = {"fraction": 0.2, "curvature": curvature, "score": sap.score_sharpest}
+        got = run(loss_fn, (params, original, corrected, data), **options)
         chex.assert_trees_all_close(got.diagonal, want, rtol=1e-8, atol=1e-10)
         chex.assert_trees_all_equal(got.mask, sap.select_top_fraction(want, 0.2))
 
@@ -134,11 +135,12 @@ def test_the_parts_can_be_swapped():
 def test_arguments_of_the_loss_and_microbatches_pass_through():
     loss_fn, batches = case()
     scaled = lambda p, example, scale: scale * loss_fn(p, example)
-    plain = run(loss_fn, batches, fraction=0.2, update=UPDATES["second_order"])
+    options = {"fraction": 0.2, "score": sap.score_sharpest}
+    plain = run(loss_fn, batches, update=UPDATES["second_order"], **options)
     update = functools.partial(
         sap.second_order_update, damping=4.0, solver=sap.conjugate_gradient()
     )
-    passed = run(scaled, batches, fraction=0.2, update=update, microbatch=2, args=(2.0,))
+    passed = run(scaled, batches, update=update, microbatch=2, args=(2.0,), **options)
     assert plain.certificate.converged
     chex.assert_trees_all_close(plain.params, passed.params, rtol=1e-3, atol=1e-4)
 
