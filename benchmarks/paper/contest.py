@@ -63,7 +63,7 @@ class Contest:
     def entrants(self, scenario: str, known: float) -> list[Arm]:
         """What is compared there."""
         wide = known == 1 and scenario in self.frontier_scenarios
-        return [*self.arms, *(self.frontier if wide else ())]
+        return list(dict.fromkeys([*self.arms, *(self.frontier if wide else ())]))
 
     def seeds(self, scenario: str) -> range:
         """The reported seeds."""

@@ -54,7 +54,7 @@ def test_what_is_recorded_is_not_done_again(small, tmp_path):
     assert left == [("label", 2, known, arm) for known in small.known for arm in small.arms]
     cells.append(of(small.arms[0], 2, 0.5))
     assert list(small.work(trials, cells)) == left[1:]
-    wider = dataclasses.replace(small, frontier=(Arm("full", 0.05, 0.2),))
+    wider = dataclasses.replace(small, frontier=(Arm("full", 0.05, 0.2), *small.arms))
     assert len(list(wider.work(trials, cells))) == len(left) - 1
     wider = dataclasses.replace(wider, frontier_scenarios=("label",))
     assert len(list(wider.work(trials, cells))) == len(left) - 1 + 1 + 2  # its trials, two seeds
