@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sapsel_jax._base.checks import check_count, check_number, check_positive
+from sapsel_jax._base.checks import check_count, check_number, check_positive, check_scalar
 from sapsel_jax._base.examples import draw_examples
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params
@@ -113,12 +113,16 @@ def descend_on_few(
 
     if validate is None:
         return run(steps.step_size)
-    judge = one_scalar(validate, "validate")
+
+    def judge(params: Params) -> jax.Array:
+        value = validate(params)
+        check_scalar("validate", value, differentiable=False)
+        return jnp.asarray(value, jnp.float32)
 
     def try_one(best: tuple[jax.Array, Descent], trial: Any) -> Any:
         is_first, step_size = trial
         found = run(step_size)
-        value = jnp.asarray(judge(found.params), jnp.float32)
+        value = judge(found.params)
         value = jnp.where(found.certificate.converged & (value < jnp.inf), value, jnp.inf)
         better = is_first | (value < best[0])
         found = _with_residual(found, jnp.zeros_like)

@@ -47,7 +47,8 @@ def small(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "resnet" else n for n in MODELS]
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ("convnet", "resnet") else n for n in MODELS],
 )
 def test_networks_give_logits_and_name_their_last_layer(name):
     model = small(name)

@@ -49,6 +49,7 @@ def check(model_fn, output_loss_fn, params, batch):
     np.testing.assert_allclose(fisher, jnp.mean(gradients**2, 0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_different_ids_that_are_clipped_to_one_row():
     table, ids = jnp.array([[1.0], [2.0]]), jnp.array([[2, 3]])
     model_fn = lambda t, i: jnp.take(t, i, axis=0, mode="clip")
@@ -86,6 +87,7 @@ def bent(y, _):
     return jnp.sum(jnp.tanh(y)) ** 2 + jnp.sum(y[0]) ** 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", ["clip", "fill"])
 def test_exact_for_ids_out_of_range(read):
     loss_fn = lambda t, i: bent(READS[read](t, i), i)

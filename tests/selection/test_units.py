@@ -76,7 +76,7 @@ def select_fractions(scores):
     ]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(VALUES)
 def test_every_unit_gives_as_many(values):
     for fraction, masks in zip(FRACTIONS, select_fractions(tree_of(values)), strict=True):

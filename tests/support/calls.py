@@ -113,11 +113,15 @@ def with_solver(solver):
     return second_order(solver=solver, damping=np.float32(0.5), **functions)
 
 
-def unlearn(loss_fn=loss, **changes):
+def of_up(params):
+    return jnp.sum(params["up"]) ** 2
+
+
+def unlearn(loss_fn=loss, validate=of_up, **changes):
     given: dict[str, Any] = {"key": key(), "fraction": 0.3}
     if "update" not in changes:
         given["steps"] = sap.Steps(num_steps=3, batch_size=4, step_sizes=(0.01, 0.1))
-        given["validate"] = lambda params: jnp.sum(params["up"]) ** 2
+        given["validate"] = validate
     return sap.unlearn(loss_fn, PARAMS, ORIGINAL, CORRECTED, DATA, **(given | changes))
 
 

@@ -70,7 +70,7 @@ def by_hand(loss_fn, params, original, corrected, data, count, step_size, diagon
     )
 
 
-@pytest.mark.parametrize("removal", [False, True])
+@pytest.mark.parametrize("removal", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_is_what_its_parts_do(removal):
     loss_fn, batches = case(removal)
     got = run(batches, loss_fn, count=3)
@@ -92,6 +92,7 @@ def test_it_is_what_its_parts_do(removal):
         assert after > before
 
 
+@pytest.mark.slow
 def test_the_step_size_is_the_one_that_validation_prefers():
     loss_fn, batches = case()
     held_out = batches[3]
@@ -118,6 +119,7 @@ def test_the_step_size_is_the_one_that_validation_prefers():
             np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_sizes_that_do_not_lower_the_loss_do_not_compete():
     loss_fn, batches = case()
     steps = STEPS._replace(step_sizes=(1e30, 0.03))
@@ -145,6 +147,7 @@ def test_a_count_is_a_fraction():
     assert not changed_bits(per_leaf(count=8).params, per_leaf(fraction=0.2).params).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"count": 0}, {"fraction": 0.0}])
 def test_none_of_the_entries(options):
     loss_fn, batches = case()
@@ -153,6 +156,7 @@ def test_none_of_the_entries(options):
     assert got.certificate.converged
 
 
+@pytest.mark.slow
 def test_one_entry_at_least_and_at_most_all_of_them():
     loss_fn, batches = case()
     assert int(sap.mask_count(run(batches, loss_fn).mask)) == 1  # 1 % of 40
@@ -168,6 +172,7 @@ def test_too_few_entries_with_finite_curvature():
     assert not changed_bits(batches[0], got.params).any()
 
 
+@pytest.mark.slow
 def test_a_mask_without_counts_is_moved_as_it_is():
     loss_fn, (params, _, corrected, data) = case()
     mask = jax.tree.map(lambda x: x > 0, params)
