@@ -88,7 +88,7 @@ def test_a_pair_is_refused_with_what_to_do(name, argument):
         (name, argument, case)
         for name, argument in ARGUMENTS
         for case in (*BAD, *WHOLE)
-        # A rate is not differentiated: it may be whole. Other updates are told by `unlearn`, too, and
+        # A rate is not differentiated: it may be whole. Other updates are called by `unlearn`, and
         # all of it runs before it validates: a pair is enough for these.
         if not name.startswith("with_") and argument != "validate"
         if argument != "score_fn" or case in BAD
