@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from sapsel_jax._base.checks import check_count, check_number, check_positive, check_scalar
@@ -13,7 +12,7 @@ from sapsel_jax._base.examples import draw_examples
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Mask, Params
 from sapsel_jax._sparsify import sparsify_update
-from sapsel_jax._updates.certificates import Certificate
+from sapsel_jax._updates.certificates import Certificate, no_number
 from sapsel_jax._updates.corrections import Correction
 
 WIDE = 4
@@ -132,7 +131,7 @@ def descend_on_few(
     shapes = jax.eval_shape(lambda: (jnp.float32(0), run(sizes[0])))
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (_, found), _ = jax.lax.scan(try_one, start, (jnp.arange(len(sizes)) == 0, sizes))
-    return _with_residual(found, lambda x: jax.device_put(np.asarray(np.nan, x.dtype)))
+    return _with_residual(found, lambda x: no_number(x.dtype))
 
 
 def _with_residual(found: Descent, make: Callable[[jax.Array], jax.Array]) -> Descent:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sapsel_jax._base.calls import call_curvature
 from sapsel_jax._base.checks import batch_size, check_count, check_fraction
@@ -18,7 +17,7 @@ from sapsel_jax._selection.entries import select_top_count, select_top_fraction
 from sapsel_jax._selection.masks import mask_count
 from sapsel_jax._selection.scores import score_decrease
 from sapsel_jax._selection.search import num_entries
-from sapsel_jax._updates.certificates import Certificate
+from sapsel_jax._updates.certificates import Certificate, no_number
 from sapsel_jax._updates.certified import Update, refuted
 from sapsel_jax._updates.corrections import Correction, read_correction
 from sapsel_jax._updates.masked import keep_unselected
@@ -210,8 +209,7 @@ def unlearn(
             microbatch=microbatch,
             args=args,
         )
-        # Put there, not computed: a NaN that `jax_debug_nans` does not stop at.
-        step_size = jax.device_put(np.float32(np.nan))
+        step_size = no_number(jnp.float32)
     enough = jnp.bool_(True)
     if share > 0:
         enough = ~_too_few(scores, mask, select, wanted, share)

@@ -40,7 +40,7 @@ RECIPES = {
     ("cifar10", "cnn"): Recipe(epochs=15, batch_size=128, learning_rate=3e-3),
     ("digits", "convnet"): Recipe(epochs=60, batch_size=32, learning_rate=3e-3),
     ("mnist", "convnet"): Recipe(epochs=5, batch_size=64, learning_rate=3e-3, weight_decay=0.3),
-    ("cifar10", "convnet"): Recipe(epochs=5, batch_size=64, learning_rate=3e-3, weight_decay=0.3),
+    ("cifar10", "convnet"): Recipe(epochs=6, batch_size=64, learning_rate=3e-3, weight_decay=0.3),
     ("digits", "resnet"): Recipe(epochs=30, batch_size=32, learning_rate=3e-3),
     ("mnist", "resnet"): Recipe(epochs=8, batch_size=128, learning_rate=3e-3),
     ("cifar10", "resnet"): Recipe(epochs=30, batch_size=128, learning_rate=3e-3),

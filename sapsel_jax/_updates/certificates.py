@@ -1,10 +1,11 @@
 """What is known about an update: whether to trust it, and why not."""
 
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Reason(enum.IntEnum):
@@ -58,6 +59,11 @@ class Certificate(NamedTuple):
     damping: jax.Array
     predicted_change: jax.Array
     actual_change: jax.Array
+
+
+def no_number(dtype: Any) -> jax.Array:
+    """A NaN that `jax_debug_nans` does not stop at: it is put there, not computed."""
+    return jax.device_put(np.asarray(np.nan, dtype))
 
 
 def rounding(level: jax.Array) -> jax.Array:

@@ -4,7 +4,6 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from sapsel_jax._base.checks import check_count, check_number
@@ -12,7 +11,7 @@ from sapsel_jax._base.examples import draw_examples
 from sapsel_jax._base.losses import Loss, wide_loss
 from sapsel_jax._base.precision import widen
 from sapsel_jax._base.types import Batch, LossFn, Mask, Params
-from sapsel_jax._updates.certificates import Certificate, Reason, judge
+from sapsel_jax._updates.certificates import Certificate, Reason, judge, no_number
 from sapsel_jax._updates.corrections import read_correction
 from sapsel_jax._updates.first_order import first_order_step
 from sapsel_jax._updates.iterative import descend
@@ -219,8 +218,7 @@ def certified(
         reason=reason,
         num_steps=holds.astype(jnp.int32),
         iterations=jnp.int32(iterations),
-        # Put there, not computed: a NaN that `jax_debug_nans` does not stop at.
-        relative_residual=jax.device_put(np.asarray(np.nan, actual.dtype)),
+        relative_residual=no_number(actual.dtype),
         damping=jnp.zeros_like(actual),
         predicted_change=jnp.where(holds, predicted, 0),
         actual_change=jnp.where(holds, actual, 0),

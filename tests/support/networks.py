@@ -53,6 +53,17 @@ def mlp(activation=jnp.tanh):
     return loss_fn, params, batch
 
 
+def to_unlearn(removal=False, scale=1.0) -> Any:
+    """The perceptron, its first examples as learned and corrected, and the corrected set."""
+    loss_fn, params, (x, label) = mlp()
+    x = x * scale
+    original = (x[:3], label[:3])
+    if removal:
+        return loss_fn, (params, original, None, (x[3:], label[3:]))
+    corrected = (x[:3], (label[:3] + 1) % 3)
+    return loss_fn, (params, original, corrected, (x, jnp.append(corrected[1], label[3:])))
+
+
 def cnn(activation=jax.nn.gelu):
     """Convolution, 2×2 max pooling in the reshape form, dense: 6×6 images, 91 parameters."""
     keys = iter(jax.random.split(jax.random.key(1), 8))

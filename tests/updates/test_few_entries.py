@@ -2,12 +2,13 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import mean_loss, mlp
+from networks import mean_loss, to_unlearn
 from trees import changed_bits
 
 import sapsel_jax as sap
@@ -15,16 +16,6 @@ from sapsel_jax import Reason
 
 KEY = jax.random.key(3)
 STEPS = sap.Steps(num_steps=12, batch_size=4, step_size=0.03, step_sizes=(0.01, 1e-4, 0.05))
-
-
-def case(removal=False):
-    """A network, the examples as learned and as they should be, and the set as it should be."""
-    loss_fn, params, (x, label) = mlp()
-    original = (x[:3], label[:3])
-    if removal:
-        return loss_fn, (params, original, None, (x[3:], label[3:]))
-    corrected = (x[:3], (label[:3] + 1) % 3)
-    return loss_fn, (params, original, corrected, (x, jnp.append(corrected[1], label[3:])))
 
 
 def run(batches, loss_fn, **options):
@@ -72,15 +63,13 @@ def by_hand(loss_fn, params, original, corrected, data, count, step_size, diagon
 
 @pytest.mark.parametrize("removal", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_is_what_its_parts_do(removal):
-    loss_fn, batches = case(removal)
+    loss_fn, batches = to_unlearn(removal)
     got = run(batches, loss_fn, count=3)
     want = jax.jit(functools.partial(by_hand, loss_fn, count=3, step_size=0.03))(
         *batches, diagonal=got.diagonal
     )
-    for mine, theirs in zip(jax.tree.leaves(got.mask), jax.tree.leaves(want.mask), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    for mine, theirs in zip(jax.tree.leaves(got.params), jax.tree.leaves(want.params), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+    chex.assert_trees_all_equal(got.mask, want.mask)
+    chex.assert_trees_all_close(got.params, want.params, rtol=1e-5)
     assert got.certificate.converged
     assert got.certificate.actual_change < 0
     assert got.step_size == np.float32(0.03)
@@ -94,7 +83,7 @@ def test_it_is_what_its_parts_do(removal):
 
 @pytest.mark.slow
 def test_the_step_size_is_the_one_that_validation_prefers():
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     held_out = batches[3]
     loss = lambda p: mean_loss(loss_fn, p, held_out)
     options = {"key": KEY, "count": 3, "curvature": sap.empirical_fisher_diagonal(loss_fn)}
@@ -115,13 +104,12 @@ def test_the_step_size_is_the_one_that_validation_prefers():
         got, want = preferred(sign), tried[place]
         assert got.step_size == np.float32(STEPS.step_sizes[place])
         np.testing.assert_allclose(loss(got.params), loss(want.params), rtol=1e-6)
-        for mine, theirs in zip(jax.tree.leaves(got.mask), jax.tree.leaves(want.mask), strict=True):
-            np.testing.assert_array_equal(mine, theirs)
+        chex.assert_trees_all_equal(got.mask, want.mask)
 
 
 @pytest.mark.slow
 def test_sizes_that_do_not_lower_the_loss_do_not_compete():
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     steps = STEPS._replace(step_sizes=(1e30, 0.03))
     moved = lambda p: -sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(p))
     got = run(batches, loss_fn, count=3, steps=steps, validate=moved)
@@ -130,16 +118,15 @@ def test_sizes_that_do_not_lower_the_loss_do_not_compete():
 
 
 def test_the_papers_selection_is_one_argument_away():
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     got = run(batches, loss_fn, fraction=0.2, score=sap.score_sharpest)
     want = sap.select_top_fraction(sap.score_sharpest(got.diagonal), 0.2)
-    for mine, theirs in zip(jax.tree.leaves(got.mask), jax.tree.leaves(want), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    chex.assert_trees_all_equal(got.mask, want)
 
 
 @pytest.mark.slow
 def test_a_count_is_a_fraction():
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     count = run(batches, loss_fn, count=8, score=sap.score_sharpest)
     fraction = run(batches, loss_fn, fraction=0.2, score=sap.score_sharpest)
     assert not changed_bits(count.params, fraction.params).any()
@@ -150,7 +137,7 @@ def test_a_count_is_a_fraction():
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"count": 0}, {"fraction": 0.0}])
 def test_none_of_the_entries(options):
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     got = run(batches, loss_fn, **options)
     assert not changed_bits(batches[0], got.params).any()
     assert got.certificate.converged
@@ -158,14 +145,14 @@ def test_none_of_the_entries(options):
 
 @pytest.mark.slow
 def test_one_entry_at_least_and_at_most_all_of_them():
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     assert int(sap.mask_count(run(batches, loss_fn).mask)) == 1  # 1 % of 40
     everything = run(batches, loss_fn, count=10**6)
     assert all(leaf.all() for leaf in jax.tree.leaves(everything.mask))
 
 
 def test_too_few_entries_with_finite_curvature():
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     hole = lambda p, batch: jax.tree.map(lambda x: jnp.where(x > 0, 1.0, jnp.nan), p)
     got = run(batches, loss_fn, fraction=0.9, curvature=hole)
     assert got.certificate.reason == Reason.TOO_FEW_SELECTED
@@ -174,15 +161,14 @@ def test_too_few_entries_with_finite_curvature():
 
 @pytest.mark.slow
 def test_a_mask_without_counts_is_moved_as_it_is():
-    loss_fn, (params, _, corrected, data) = case()
+    loss_fn, (params, _, corrected, data) = to_unlearn()
     mask = jax.tree.map(lambda x: x > 0, params)
     batches = jax.tree.map(lambda x: jnp.stack([x] * 3), corrected)
     options = {"optimizer": optax.adam(0.01), "mask": mask}
     want, _ = jax.jit(lambda p: sap.iterative_update(loss_fn, p, batches, **options))(params)
     options |= {"key": KEY, "counts": (), "curvature": lambda p, b: p}
     got = jax.jit(lambda p: sap.sparsify_update(loss_fn, p, batches, data, **options))(params)
-    for mine, theirs in zip(jax.tree.leaves(got.params), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+    chex.assert_trees_all_close(got.params, want, rtol=1e-6)
     assert got.certificate.converged
 
 
@@ -229,7 +215,7 @@ def test_a_mask_without_counts_is_moved_as_it_is():
     ],
 )
 def test_options_that_cannot_be(options, kind, message):
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     with pytest.raises(kind) as raised:
         jax.eval_shape(lambda: sap.unlearn(loss_fn, *batches, key=KEY, **options))
     assert str(raised.value).split("\n")[0] == message

@@ -1,7 +1,6 @@
 """The one call: what it composes, that it compiles once and whole, and what stops it."""
 
 import functools
-from typing import Any
 
 import chex
 import jax
@@ -9,23 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import as_float64, dense_diagonal, mean_loss, mlp
+from networks import as_float64, dense_diagonal, mean_loss, to_unlearn
 from trees import changed_bits
 
 import sapsel_jax as sap
 from sapsel_jax import Reason
-
-
-def case(removal=False, scale=1.0) -> Any:
-    """A network, the examples as learned and as they should be, and the set as it should be."""
-    loss_fn, params, (x, label) = mlp()
-    x = x * scale
-    original = (x[:3], label[:3])
-    if removal:
-        return loss_fn, (params, original, None, (x[3:], label[3:]))
-    corrected = (x[:3], (label[:3] + 1) % 3)
-    return loss_fn, (params, original, corrected, (x, jnp.append(corrected[1], label[3:])))
-
 
 KEY = jax.random.key(0)
 
@@ -51,7 +38,7 @@ UPDATES = {
 @pytest.mark.parametrize("removal", [False, True])
 def test_the_curvature_is_that_of_the_loss_that_was_trained(removal):
     with jax.enable_x64(True):
-        loss_fn, batches = case(removal)
+        loss_fn, batches = to_unlearn(removal)
         params, original, corrected, data = as_float64(batches)
         rest = data if removal else jax.tree.map(lambda x: x[3:], data)
         trained = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), original, rest)
@@ -67,7 +54,7 @@ def test_the_curvature_is_that_of_the_loss_that_was_trained(removal):
 @pytest.mark.parametrize("removal", [False, True])
 @pytest.mark.parametrize("name", UPDATES)
 def test_every_update_lowers_the_loss_and_keeps_the_rest(name, removal):
-    loss_fn, batches = case(removal)
+    loss_fn, batches = to_unlearn(removal)
     got = jax.jit(lambda *b: sap.unlearn(loss_fn, *b, key=KEY, fraction=0.2, update=UPDATES[name]))(
         *batches
     )
@@ -87,7 +74,7 @@ def test_every_update_lowers_the_loss_and_keeps_the_rest(name, removal):
 
 @pytest.mark.parametrize("name", UPDATES)
 def test_the_call_is_traced_whole_and_lowers_for_tpu_and_cuda(name):
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*batches, KEY))
     call = lambda *b: sap.unlearn(loss_fn, *b[:-1], key=b[-1], update=UPDATES[name])
     for platform in ("tpu", "cuda"):
@@ -96,9 +83,9 @@ def test_the_call_is_traced_whole_and_lowers_for_tpu_and_cuda(name):
 
 
 def test_the_call_needs_one_trace_and_no_transfer():
-    loss_fn, _ = case()
+    loss_fn, _ = to_unlearn()
     call = jax.jit(chex.assert_max_traces(lambda *b, key: sap.unlearn(loss_fn, *b, key=key), n=1))
-    inputs, others = jax.device_put((case()[1], case(scale=0.3)[1]))
+    inputs, others = jax.device_put((to_unlearn()[1], to_unlearn(scale=0.3)[1]))
     with jax.transfer_guard("disallow"):
         first = jax.block_until_ready(call(*inputs, key=KEY))
         second = jax.block_until_ready(call(*others, key=KEY))
@@ -109,7 +96,7 @@ def test_the_call_needs_one_trace_and_no_transfer():
 
 @pytest.mark.slow
 def test_the_parts_can_be_swapped():
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     params = batches[0]
     exact = run(loss_fn, batches, update=UPDATES["first_order"])
     probed = run(
@@ -133,7 +120,7 @@ def test_the_parts_can_be_swapped():
 
 @pytest.mark.slow
 def test_arguments_of_the_loss_and_microbatches_pass_through():
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     scaled = lambda p, example, scale: scale * loss_fn(p, example)
     options = {"fraction": 0.2, "score": sap.score_sharpest}
     plain = run(loss_fn, batches, update=UPDATES["second_order"], **options)
@@ -148,7 +135,7 @@ def test_arguments_of_the_loss_and_microbatches_pass_through():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UPDATES)
 def test_a_fraction_that_selects_nothing_changes_nothing(name):
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     got = run(loss_fn, batches, fraction=0.0, update=UPDATES[name])
     assert not changed_bits(batches[0], got.params).any()
     assert got.certificate.converged
@@ -158,7 +145,7 @@ def test_a_fraction_that_selects_nothing_changes_nothing(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UPDATES)
 def test_numbers_that_are_none_leave_the_parameters_as_they_were(name):
-    loss_fn, (params, original, corrected, data) = case()
+    loss_fn, (params, original, corrected, data) = to_unlearn()
     broken = lambda p, example: loss_fn(p, example) * jnp.where(example[0][0] > 90, jnp.nan, 1.0)
     data = (data[0].at[0, 0].set(99.0), data[1])
     corrected = (corrected[0].at[0, 0].set(99.0), corrected[1])
@@ -176,7 +163,7 @@ def test_numbers_that_are_none_leave_the_parameters_as_they_were(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["first_order", "iteration"])
 def test_steps_that_raise_the_loss_are_not_taken(name):
-    loss_fn, batches = case()
+    loss_fn, batches = to_unlearn()
     update = {
         # The loss rises from 1 to between 50 and 1,200, whatever examples are drawn.
         "first_order": sap.with_first_order(step_size=30.0),
