@@ -28,6 +28,10 @@ FIRST_GAIN_STAGE = 0.3
 """The share of the steps before it does so first."""
 DAMPING = 1e-3
 """Of `decrease`, in units of the curvature."""
+CHECK_COST = (
+    "The check of the result of a way that cuts down costs a gradient and two passes on the "
+    "examples of the curvature beside that."
+)
 LIKE = "like_"
 """Before the name of a way: its control, random entries, as many in each leaf."""
 

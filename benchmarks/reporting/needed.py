@@ -53,6 +53,23 @@ class Comparison(NamedTuple):
     """Likewise."""
 
 
+class AgainstAll(NamedTuple):
+    """The proposed way at one number of entries against all entries, on the same models."""
+
+    scenario: str
+    count: int
+    few: Interval
+    """The recovery of so many entries."""
+    all: Interval
+    """The recovery of all of them."""
+    more: PairedDifference
+    """What the few recover more."""
+    p: float
+    """Its p value by Holm's rule over the table."""
+    test: Interval
+    """Test accuracy of the few less that of all."""
+
+
 def measure_of(scenario: str) -> str:
     """The figure that says whether the poison is gone: `forget` or `attack`."""
     return SCENARIOS[scenario].judged_by
@@ -117,21 +134,19 @@ def _first_reached(points: Sequence[tuple[int, float]], goal: float) -> float:
 
 def needed(rows: Rows, scenario: str, known: float, way: str) -> Needed | None:
     """Over all seeds; None where there is nothing to restore."""
-    logs = _logs(rows, scenario, known, way)
-    if not logs:
+    numbers = needed_by_seed(rows, scenario, known, way)
+    if not numbers:
         return None
-    mean, half_width = interval(list(logs.values()))
+    mean, half_width = interval(list(_logs(rows, numbers).values()))
     half_width = half_width or 0.0
-    numbers = needed_by_seed(rows, scenario, known, way).values()
-    misses = sum(math.isinf(value) for value in numbers)
+    misses = sum(math.isinf(value) for value in numbers.values())
     return Needed(10**mean, 10 ** (mean - half_width), 10 ** (mean + half_width), misses)
 
 
-def _logs(rows: Rows, scenario: str, known: float, way: str) -> dict[int, float]:
+def _logs(rows: Rows, numbers: dict[int, float]) -> dict[int, float]:
     """log10 of the numbers needed, at most that of all entries."""
     total = max((row["total_entries"] for row in rows), default=1)
-    found = needed_by_seed(rows, scenario, known, way)
-    return {seed: math.log10(min(value, total)) for seed, value in found.items()}
+    return {seed: math.log10(min(value, total)) for seed, value in numbers.items()}
 
 
 def tiny_count(rows: Rows) -> int:
@@ -147,14 +162,12 @@ def compare(
     """The proposed way against all others, wherever there is something to restore."""
     count, found = tiny_count(rows), []
     for scenario in scenarios:
-        own, gaps = (
-            _logs(rows, scenario, known, PROPOSED),
-            _gaps(rows, scenario, known, PROPOSED, count),
-        )
+        own = _logs(rows, needed_by_seed(rows, scenario, known, PROPOSED))
+        gaps = _gaps(rows, scenario, known, PROPOSED, count)
         for other in ways:
             if other == PROPOSED or not own:
                 continue
-            others = _logs(rows, scenario, known, other)
+            others = _logs(rows, needed_by_seed(rows, scenario, known, other))
             seeds = sorted(own.keys() & others.keys())
             other_gaps = _gaps(rows, scenario, known, other, count)
             both = sorted(gaps.keys() & other_gaps.keys())
@@ -168,6 +181,32 @@ def compare(
         Comparison(scenario, other, 10**fewer.mean, fewer, p, nearer, q)
         for (scenario, other, fewer, nearer), p, q in zip(found, needed_ps, gap_ps, strict=True)
     ]
+
+
+def compare_with_all(rows: Rows, scenarios: Sequence[str], known: float) -> list[AgainstAll]:
+    """At every number of entries that was tried, where all entries restore something."""
+    found = []
+    for scenario in scenarios:
+        if not restored_by_all(rows, scenario, known):
+            continue
+        field = f"{measure_of(scenario)}_recovery"
+        whole = part(rows, scenario, known, FULL)
+        for count in curve(rows, scenario, known, PROPOSED).counts:
+            own = part(rows, scenario, known, PROPOSED, count)
+            few, every = _pairs(own, whole, field)
+            test, test_of_all = _pairs(own, whole, "test_accuracy")
+            lost = interval([a - b for a, b in zip(test, test_of_all, strict=True)])
+            means = interval(few), interval(every)
+            found.append(AgainstAll(scenario, count, *means, paired_test(few, every), 1.0, lost))
+    ps = holm([each.more.p_value for each in found])
+    return [each._replace(p=p) for each, p in zip(found, ps, strict=True)]
+
+
+def _pairs(first: Rows, second: Rows, field: str) -> tuple[list[float], list[float]]:
+    """A figure of both on the seeds that both have."""
+    one, other = by_seed(first, field), by_seed(second, field)
+    seeds = sorted(one.keys() & other.keys())
+    return [one[seed] for seed in seeds], [other[seed] for seed in seeds]
 
 
 def _gaps(rows: Rows, scenario: str, known: float, way: str, count: int) -> dict[int, float]:

@@ -6,6 +6,7 @@ from typing import Any
 from benchmarks.methods.ways import PROPOSED
 from benchmarks.reporting.needed import (
     TINY,
+    AgainstAll,
     Comparison,
     Rows,
     measure_of,
@@ -13,8 +14,15 @@ from benchmarks.reporting.needed import (
     restored_by_all,
     tiny_count,
 )
-from benchmarks.reporting.tables import NONE, markdown_table, percent, plain_name, short_number
-from benchmarks.tools.statistics import interval
+from benchmarks.reporting.tables import (
+    NONE,
+    markdown_table,
+    percent,
+    plain_name,
+    probability,
+    short_number,
+)
+from benchmarks.tools.statistics import Interval, interval
 
 
 def needed_table(rows: Rows, scenarios: Sequence[str], known: float, ways: Sequence[str]) -> str:
@@ -47,9 +55,9 @@ def comparison_text(found: Sequence[Comparison], rows: Rows) -> str:
             each.scenario,
             plain_name(each.other),
             f"{each.factor:.1f}",
-            f"{each.needed_p:.3f}",
+            probability(each.needed_p),
             f"{100 * each.gap.mean:+.1f}",
-            f"{each.gap_p:.3f}",
+            probability(each.gap_p),
         ]
         for each in found
     ]
@@ -70,3 +78,27 @@ def comparison_text(found: Sequence[Comparison], rows: Rows) -> str:
         "claimed."
     )
     return f"{note}\n\n{markdown_table(headings, table)}" if table else "Nothing to compare."
+
+
+def all_text(found: Sequence[AgainstAll]) -> str:
+    """The proposed way at every number of entries against all entries."""
+    table = [
+        [
+            each.scenario,
+            f"{each.count:,}",
+            percent(each.few),
+            percent(each.all),
+            percent(Interval(each.more.mean, each.more.half_width), signed=True),
+            probability(each.p),
+            percent(each.test, signed=True),
+        ]
+        for each in found
+    ]
+    headings = ["scenario", "entries", "few restore, %", "all restore, %", "difference", "p"]
+    note = (
+        f"`{PROPOSED}` against all entries, on the same poisoned models: what each restores, and "
+        "the test accuracy of the few less that of all, in points. p values are those of paired t "
+        "tests of the difference, corrected by Holm's rule over the column."
+    )
+    table_text = markdown_table([*headings, "test accuracy, points"], table)
+    return f"{note}\n\n{table_text}" if table else "Nothing to compare."

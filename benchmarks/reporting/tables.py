@@ -48,6 +48,11 @@ def short_number(value: float) -> str:
     return f"{value / 1e3:.3g}k" if value >= 9_999.5 else f"{value:,.0f}"
 
 
+def probability(value: float) -> str:
+    """A p value, to three digits."""
+    return "< 0.001" if value < 0.0005 else f"{value:.3f}"
+
+
 def seconds(value: float) -> str:
     """To the millisecond, or whole seconds."""
     return f"{value:.3f}" if value < 9.9995 else f"{value:.0f}"

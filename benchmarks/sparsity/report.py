@@ -5,16 +5,10 @@ from pathlib import Path
 
 from benchmarks.learning.models import CEILING
 from benchmarks.methods.bench import ATTACKED, FULL, REFERENCES
-from benchmarks.methods.ways import LIKE, PROPOSED, WAYS
+from benchmarks.methods.ways import CHECK_COST, LIKE, PROPOSED, WAYS
 from benchmarks.reporting.curves import draw_sparsity
-from benchmarks.reporting.needed import (
-    GOAL,
-    Rows,
-    compare,
-    needed,
-    part,
-)
-from benchmarks.reporting.needed_tables import comparison_text, needed_table
+from benchmarks.reporting.needed import GOAL, Rows, compare, compare_with_all, needed, part
+from benchmarks.reporting.needed_tables import all_text, comparison_text, needed_table
 from benchmarks.reporting.tables import markdown_table, percent, plain_name, short_number
 from benchmarks.sparsity.study import Study
 from benchmarks.tools.page import write_page
@@ -38,8 +32,7 @@ def write_sparsity(folder: Path, study: Study, trials: Rows, rows: Rows, command
         f"steps, {100 * _share(rows):.1f} % of retraining's. Learning rates were tuned for every "
         f"way and every number of entries on {_seeds(study.num_tuning_seeds)} that "
         f"{'is' if study.num_tuning_seeds == 1 else 'are'} not reported, by accuracy on validation "
-        "data and on the corrected examples. The check of the result of a way that cuts down costs "
-        "a gradient and two passes on the examples of the curvature beside that.",
+        f"data and on the corrected examples. {CHECK_COST}",
         "One half of the examples of each step is retained. The other half are corrected "
         "examples, and inputs that had a wrong answer with the right one: a backdoor's images with "
         "the trigger and their own labels. Records to remove are climbed on instead, until their "
@@ -57,6 +50,8 @@ def write_sparsity(folder: Path, study: Study, trials: Rows, rows: Rows, command
         text += [f"## Entries needed, {100 * known:g} % of the poison known"]
         text += [needed_table(rows, shown, known, study.ways)]
         text += [comparison_text(compare(rows, shown, known, study.ways), rows)]
+        text += [f"## Few entries against all, {100 * known:g} % of the poison known"]
+        text += [all_text(compare_with_all(rows, shown, known))]
     text += ["## Relearning and membership", _attack_table(rows, scenarios, study)]
     text += ["## Where the entries lie", _leaf_table(rows, scenarios, study.attacked)]
     text += ["## The ways", _ways(study.ways), "## Tuning", _edges(trials)]

@@ -38,7 +38,7 @@ def draw_all(folder: Path, comparison: Comparison, lines: Sequence[Line]) -> lis
       Their file names, in the order a report shows them.
     """
     case = comparison.case
-    draw_sparsity(folder / "sparsity.png", comparison.sparsity_rows, case.settings)
+    draw_few_entries(folder / "sparsity.png", comparison.sparsity_rows, case.settings)
     draw_recovery(folder / "recovery.png", lines)
     draw_accuracy(folder / "accuracy.png", lines)
     draw_masks(folder / "masks.png", comparison.masks)
@@ -46,7 +46,7 @@ def draw_all(folder: Path, comparison: Comparison, lines: Sequence[Line]) -> lis
     return ["sparsity.png", "recovery.png", "accuracy.png", "masks.png", "images.png"]
 
 
-def draw_sparsity(path: Path, rows: Rows, settings: Settings) -> None:
+def draw_few_entries(path: Path, rows: Rows, settings: Settings) -> None:
     """Recovery against the number of entries, to be read at a third of its size too."""
     seeds = f"{settings.seeds} seeds; bars: 95 % t intervals" if settings.seeds > 1 else "One seed"
     measure = WORDS[measure_of(settings.scenario)]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import sapsel_jax as sap
 from benchmarks.measures.metrics import ACCURACIES
 from benchmarks.methods.bench import FULL
-from benchmarks.methods.ways import LIKE, PROPOSED, WAYS
+from benchmarks.methods.ways import CHECK_COST, LIKE, PROPOSED, WAYS
 from benchmarks.reporting.needed import (
     GOAL,
     Rows,
@@ -62,7 +62,7 @@ def few_entries(comparison: Comparison) -> list[str]:
         ),
         "All ways take the same steps of adam, and their learning rates had the same trials for "
         f"each number of entries (`sparsity-tuning.jsonl`). {ways}; `{LIKE}…`: random entries, as "
-        "many in each leaf as that way took.",
+        f"many in each leaf as that way took. {CHECK_COST}",
         f"Entries that restore {100 * GOAL:.0f} % of what all entries restore: the geometric mean "
         "over the seeds and its 95 % t interval.",
         needed_table(rows, [scenario], known, COMPARED),

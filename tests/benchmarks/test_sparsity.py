@@ -34,6 +34,7 @@ def row(way, count, seed, recovery, *, gap=None, scenario="label"):
         "forget_recovery": recovery,
         "forget_gap": 1 - recovery if gap is None else gap,
         "attack_recovery": None,
+        "test_accuracy": recovery / 2,
         "total_entries": 10_000,
     }
 
@@ -107,6 +108,22 @@ def test_comparisons_are_paired_by_seed():
     assert found.gap.mean == pytest.approx(0.4)
     want = stats.ttest_rel([4.0, 4.0], [1.5, 0.0]).pvalue
     assert found.needed_p == pytest.approx(want)
+
+
+def test_few_entries_are_compared_with_all_of_them():
+    found = {each.count: each for each in needed.compare_with_all(ROWS, ["label"], 1.0)}
+    assert list(found) == [1, 10, 100]
+    assert found[10].few.mean == pytest.approx(0.5)
+    assert found[10].all.mean == pytest.approx(0.75)
+    assert found[10].more.mean == pytest.approx(-0.25)
+    assert found[10].test.mean == pytest.approx(-0.125)
+    ps = [stats.ttest_rel(few, [1.0, 0.5]).pvalue for few in ([0.1, 0.45], [0.8, 0.2])]
+    # The least of three p values counts three times; what is equal has p 1.
+    assert found[10].p == pytest.approx(3 * ps[1])
+    assert found[1].p == pytest.approx(max(2 * ps[0], 3 * ps[1]))
+    assert found[100].p == 1
+    nothing = [row(FULL, 0, seed, 0.1) for seed in (1, 2)]
+    assert needed.compare_with_all([*nothing, *ROWS[2:]], ["label"], 1.0) == []
 
 
 def test_stages():
