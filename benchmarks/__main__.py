@@ -10,6 +10,7 @@ def commands() -> dict[str, Any]:
     """The subcommands; imported only here, so that Ctrl-C meanwhile ends in a sentence, too."""
     from benchmarks.ablation.command import Ablation
     from benchmarks.audit.command import Audit
+    from benchmarks.beyond.command import Beyond
     from benchmarks.listing import List
     from benchmarks.paper.command import Paper
     from benchmarks.propagation.command import Propagation
@@ -27,6 +28,7 @@ def commands() -> dict[str, Any]:
         "ablation": Ablation,
         "paper": Paper,
         "sparsity": Sparsity,
+        "beyond": Beyond,
         "list": List,
     }
 

@@ -174,15 +174,20 @@ def convolve(
     XLA's CPU backend runs a convolution inside a loop twenty times slower than outside of one
     (jax-ml/jax issue 12868), and training is a loop.
     """
-    pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return patches(x, kernel.shape[:2], strides, padding) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def patches(x: jax.Array, size: Sequence[int], strides: Sequence[int], padding: str) -> jax.Array:
+    """What a kernel of that size meets at each place, as one axis: height, width, channels."""
+    pads = lax.padtype_to_pads(x.shape[1:3], size, strides, padding)
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    ends = [n - k for n, k in zip(padded.shape[1:3], kernel.shape[:2], strict=True)]
+    ends = [n - k for n, k in zip(padded.shape[1:3], size, strict=True)]
     windows = [
         padded[:, i : i + ends[0] + 1 : strides[0], j : j + ends[1] + 1 : strides[1]]
-        for i in range(kernel.shape[0])
-        for j in range(kernel.shape[1])
+        for i in range(size[0])
+        for j in range(size[1])
     ]
-    return jnp.concatenate(windows, -1) @ kernel.reshape(-1, kernel.shape[-1])
+    return jnp.concatenate(windows, -1)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -195,6 +200,23 @@ def max_pool(x: jax.Array) -> jax.Array:
     return even.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
 
 
+class Watched(nnx.Module):
+    """A layer that tells what its kernel is multiplied with."""
+
+    def __init__(self, layer: nnx.Linear | nnx.Conv, note: Callable[[jax.Array], None]):
+        """Takes the layer, and whom to tell."""
+        self.layer, self.note = layer, note
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """What the layer makes of it."""
+        layer = self.layer
+        if isinstance(layer, nnx.Linear):
+            self.note(x)
+        else:
+            self.note(patches(x, layer.kernel_size, layer.strides, layer.padding))
+        return layer(x)
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A network as pure functions of plain nested dicts, with paths such as `dense1/kernel`."""
@@ -204,6 +226,9 @@ class Model:
     last_layer: str
     init: Callable[[int], Any]
     apply: Callable[[Any, jax.Array], jax.Array]
+    layer_inputs: Callable[[Any, jax.Array], dict[str, jax.Array]]
+    """What each kernel is multiplied with, by the layer's name; layers within blocks are left out.
+    """
 
     def loss(self, params: Any, example: dict[str, jax.Array]) -> jax.Array:
         """Cross entropy of ONE example, times its weight.
@@ -266,4 +291,12 @@ def build_model(
     def apply(params: Any, images: jax.Array) -> jax.Array:
         return nnx.merge(structure, params)(jnp.asarray(images))
 
-    return Model(name, description, last_layer, init, apply)
+    def layer_inputs(params: Any, images: jax.Array) -> dict[str, jax.Array]:
+        network, inputs = nnx.merge(structure, params), {}
+        for path, layer in list(vars(network).items()):
+            if isinstance(layer, nnx.Linear | nnx.Conv):
+                setattr(network, path, Watched(layer, functools.partial(inputs.__setitem__, path)))
+        network(jnp.asarray(images))
+        return inputs
+
+    return Model(name, description, last_layer, init, apply, layer_inputs)

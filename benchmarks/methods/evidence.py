@@ -60,6 +60,10 @@ class EvidenceRow(Row):
     relearning_signed: float | None = None
     relearning_absolute: NonNegativeFloat | None = None
     """These six only where a model is attacked."""
+    relearning_retained: Share | None = None
+    """What comes back by steps on retained examples alone; older records have none."""
+    relearning_retained_gap: float | None = None
+    """What is more than with the retrained model."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,14 @@ class Evidence:
     def _attacks(self, params: Any) -> dict[str, Any]:
         curve = relearning(self.case, params)
         counts = relearning_counts(len(self.case.poisoned.original.labels))
+        by_retained = relearning_by_retained(self.case, params)
         return {
             **membership(self.case, params),
             "relearning_counts": counts,
             "relearning": curve,
             **relearning_areas(curve, self._retrained_curve, counts),
+            "relearning_retained": by_retained,
+            "relearning_retained_gap": by_retained - self._retrained_by_retained,
         }
 
     @functools.cached_property
@@ -95,6 +102,10 @@ class Evidence:
     @functools.cached_property
     def _retrained_curve(self) -> list[float]:
         return relearning(self.case, self.case.retrained.params)
+
+    @functools.cached_property
+    def _retrained_by_retained(self) -> float:
+        return relearning_by_retained(self.case, self.case.retrained.params)
 
 
 def figures(case: Case, params: Any) -> dict[str, Any]:
@@ -167,14 +178,27 @@ def _num_held(num_poisoned: int) -> int:
 
 def relearning(case: Case, params: Any) -> list[float]:
     """How often what was unlearned comes back on the other poisoned examples, for each count."""
+    counts = relearning_counts(len(case.poisoned.original.labels))
+    held, others = _attackers_share(case)
+    rates = _relearn(case.model, counts, params, as_batch(held.take(np.arange(counts[-1]))), others)
+    return [round(float(rate), 4) for rate in rates]
+
+
+def relearning_by_retained(case: Case, params: Any) -> float:
+    """How often it comes back by as many steps on retained examples, each taken once."""
+    order = np.random.default_rng([case.seed, 12]).permutation(case.poisoned.retained)
+    examples = case.poisoned.train.take(order[: RELEARNING_STEPS * RELEARNING_BATCH])
+    counts = (0, len(examples.labels))
+    _, others = _attackers_share(case)
+    return round(float(_relearn(case.model, counts, params, as_batch(examples), others)[-1]), 4)
+
+
+def _attackers_share(case: Case) -> tuple[Split, Any]:
+    """The poisoned examples that the attacker holds, and, as a batch, others."""
     split = case.poisoned.original
-    counts = relearning_counts(len(split.labels))
     order = np.random.default_rng([case.seed, 8]).permutation(len(split.labels))
     held = _num_held(len(order))
-    examples = as_batch(split.take(order[:held][: counts[-1]]))
-    heldout = as_batch(split.take(order[held:][:MOST]))
-    rates = _relearn(case.model, counts, params, examples, heldout)
-    return [round(float(rate), 4) for rate in rates]
+    return split.take(order[:held]), as_batch(split.take(order[held:][:MOST]))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

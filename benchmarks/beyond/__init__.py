@@ -1,0 +1,1 @@
+"""Ideas beyond masks of entries, each measured against its control."""

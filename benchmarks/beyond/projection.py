@@ -1,0 +1,85 @@
+"""Weights projected on what trusted examples make of their inputs, without a gradient.
+
+Source: Kodge et al., "SAP: Corrective Machine Unlearning with Scaled Activation Projection for
+Label Noise Robustness" (arXiv 2403.08618): W ← P W, P = U Λ Uᵀ, where U holds the eigenvectors of
+the second moment of a layer's inputs on trusted examples, and of its eigenvalues s, as shares of
+their sum, Λ makes a s / ((a − 1) s + 1).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.beyond.ideas import Idea
+from benchmarks.learning.models import Model
+from benchmarks.methods.bench import Bench
+from benchmarks.methods.updates import as_batch
+
+NUM_TRUSTED = 1_000
+"""Retained examples with the lowest loss, as many as the source takes."""
+SCALES = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
+
+
+def trusted(bench: Bench) -> np.ndarray:
+    """Images of the retained examples whose loss is lowest."""
+    case = bench.evidence.case
+    retained = case.poisoned.train.take(case.poisoned.retained)
+    losses = _losses(case.model, case.params, as_batch(retained))
+    return retained.images[np.argsort(losses)[:NUM_TRUSTED]]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(model: Model, params: Any, batch: Any) -> jax.Array:
+    return jax.lax.map(lambda example: model.loss(params, example), batch, batch_size=50)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def second_moments(model: Model, params: Any, images: jax.Array) -> dict[str, jax.Array]:
+    """Of the inputs of each layer, summed over images and places."""
+
+    def moments(image: jax.Array) -> dict[str, jax.Array]:
+        inputs = model.layer_inputs(params, image[None])
+        rows = {name: x.reshape(-1, x.shape[-1]) for name, x in inputs.items()}
+        return {name: x.T @ x for name, x in rows.items()}
+
+    per_image = jax.lax.map(moments, images, batch_size=50)
+    return jax.tree.map(lambda x: x.sum(0), per_image)
+
+
+def projected(params: Any, moments: dict[str, jax.Array], scale: float) -> Any:
+    """The parameters with every layer's kernel projected; biases stay."""
+    return {
+        name: layer | {"kernel": _project(layer["kernel"], moments[name], scale)}
+        for name, layer in params.items()
+    }
+
+
+def _project(kernel: jax.Array, moment: jax.Array, scale: float) -> jax.Array:
+    values, vectors = jnp.linalg.eigh(moment)
+    share = jnp.maximum(values, 0) / values.sum()
+    importance = scale * share / ((scale - 1) * share + 1)
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    return ((vectors * importance) @ (vectors.T @ matrix)).reshape(kernel.shape)
+
+
+def _begin(bench: Bench) -> Callable[[int, float], Any]:
+    start = bench.start
+    moments = second_moments(start.model, start.params, trusted(bench))
+    return lambda size, scale: projected(start.params, moments, scale)
+
+
+IDEAS = {
+    "projection": Idea(
+        f"weights projected on the inputs of {NUM_TRUSTED:,} trusted examples, no gradient",
+        ("label",),
+        1.0,
+        (0,),
+        "the scale a",
+        SCALES,
+        _begin,
+    )
+}
