@@ -159,7 +159,7 @@ def convolution(
         before,
         after,
         (size, size),
-        strides=stride,
+        strides=(stride, stride),
         rngs=rngs,
         conv_general_dilated=convolve,
         **options,
