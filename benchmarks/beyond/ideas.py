@@ -21,7 +21,7 @@ class Idea(NamedTuple):
     trials: tuple[float, ...]
     begin: Callable[[Bench], Callable[[int, float], Any]]
     """Does what no number changes; what it returns makes parameters of a size and a value."""
-    control: str | None = None
-    """The idea that it has to beat; None for what is only compared with."""
+    controls: tuple[str, ...] = ()
+    """What it has to beat; nothing for what is only compared with."""
     judged_by: str = "recovery"
     """The figure by which it has to: `recovery` of the forget measure, `relearning` of it."""

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import ortho_group
 
 from benchmarks.beyond.ideas import Idea
 from benchmarks.learning.models import Model
@@ -50,36 +51,49 @@ def second_moments(model: Model, params: Any, images: jax.Array) -> dict[str, ja
     return jax.tree.map(lambda x: x.sum(0), per_image)
 
 
-def projected(params: Any, moments: dict[str, jax.Array], scale: float) -> Any:
-    """The parameters with every layer's kernel projected; biases stay."""
+def projected(
+    params: Any, moments: dict[str, jax.Array], scale: float, seed: int | None = None
+) -> Any:
+    """The parameters with every layer's kernel projected; biases stay.
+
+    Args:
+      params: of layers side by side.
+      moments: the second moment of the inputs of each of them.
+      scale: how much is kept: at 1 each direction's share, without bound everything.
+      seed: of random directions in place of the eigenvectors; None for the eigenvectors.
+    """
     return {
-        name: layer | {"kernel": _project(layer["kernel"], moments[name], scale)}
+        name: layer | {"kernel": _project(layer["kernel"], moments[name], scale, seed)}
         for name, layer in params.items()
     }
 
 
-def _project(kernel: jax.Array, moment: jax.Array, scale: float) -> jax.Array:
+def _project(kernel: jax.Array, moment: jax.Array, scale: float, seed: int | None) -> jax.Array:
     values, vectors = jnp.linalg.eigh(moment)
+    if seed is not None:
+        vectors = ortho_group.rvs(len(values), random_state=seed).astype(np.float32)
     share = jnp.maximum(values, 0) / values.sum()
     importance = scale * share / ((scale - 1) * share + 1)
     matrix = kernel.reshape(-1, kernel.shape[-1])
     return ((vectors * importance) @ (vectors.T @ matrix)).reshape(kernel.shape)
 
 
-def _begin(bench: Bench) -> Callable[[int, float], Any]:
-    start = bench.start
+def _begin(bench: Bench, *, at_random: bool) -> Callable[[int, float], Any]:
+    start, seed = bench.start, bench.evidence.case.seed if at_random else None
     moments = second_moments(start.model, start.params, trusted(bench))
-    return lambda size, scale: projected(start.params, moments, scale)
+    return lambda size, scale: projected(start.params, moments, scale, seed)
+
+
+def _idea(summary: str, *, at_random: bool, controls: tuple[str, ...] = ()) -> Idea:
+    begin = functools.partial(_begin, at_random=at_random)
+    return Idea(summary, ("label",), 1.0, (0,), "the scale a", SCALES, begin, controls)
 
 
 IDEAS = {
-    "projection": Idea(
+    "projection": _idea(
         f"weights projected on the inputs of {NUM_TRUSTED:,} trusted examples, no gradient",
-        ("label",),
-        1.0,
-        (0,),
-        "the scale a",
-        SCALES,
-        _begin,
-    )
+        at_random=False,
+        controls=("random_projection",),
+    ),
+    "random_projection": _idea("as much of random directions", at_random=True),
 }

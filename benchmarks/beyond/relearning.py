@@ -92,11 +92,14 @@ def _away(start: Start, mask: Any, rate: float, value: float) -> Any:
 
 
 def _idea(
-    summary: str, vary: Callable[..., Any], tuned: str = "strength", control: str | None = "plain"
+    summary: str,
+    vary: Callable[..., Any],
+    tuned: str = "strength",
+    controls: tuple[str, ...] = ("plain",),
 ) -> Idea:
     trials = STRENGTHS if tuned == "strength" else RATES
     where = (("label", "backdoor"), 1.0, SIZES)
-    return Idea(summary, *where, tuned, trials, _begin(vary), control, "relearning")
+    return Idea(summary, *where, tuned, trials, _begin(vary), controls, "relearning")
 
 
 IDEAS = {
@@ -107,5 +110,5 @@ IDEAS = {
         _steps(where_signs_agree),
         "learning rate",
     ),
-    "plain": _idea("the same entries, plain steps", _steps(mean_gradient), "learning rate", None),
+    "plain": _idea("the same entries, plain steps", _steps(mean_gradient), "learning rate", ()),
 }

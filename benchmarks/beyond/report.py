@@ -20,6 +20,7 @@ class Contest(NamedTuple):
 
     scenario: str
     idea: str
+    control: str
     size: int
     figure: str
     better: PairedDifference
@@ -56,16 +57,15 @@ def find_contests(study: Study, rows: Rows) -> list[Contest]:
     found = []
     for scenario, known in study.problems:
         for name, size in study.cases(scenario, known):
-            control = ALL[name].control
-            if control not in study.ideas:
-                continue
             figure, sign = judged(name, scenario)
             own = by_seed(part(rows, scenario, known, name, size), figure)
-            other = by_seed(part(rows, scenario, known, control, size), figure)
-            seeds = sorted(own.keys() & other.keys())
-            if seeds:
-                pairs = [[sign * each[seed] for seed in seeds] for each in (own, other)]
-                found.append(Contest(scenario, name, size, figure, paired_test(*pairs), 1.0))
+            for control in ALL[name].controls:
+                other = by_seed(part(rows, scenario, known, control, size), figure)
+                seeds = sorted(own.keys() & other.keys())
+                if seeds:
+                    pairs = [[sign * each[seed] for seed in seeds] for each in (own, other)]
+                    about = (scenario, name, control, size, figure)
+                    found.append(Contest(*about, paired_test(*pairs), 1.0))
     ps = holm([each.better.p_value for each in found])
     return [each._replace(p=p) for each, p in zip(found, ps, strict=True)]
 
@@ -88,16 +88,19 @@ def part(rows: Rows, scenario: str, known: float, idea: str | None, size: int) -
 def verdict(contests: Sequence[Contest]) -> str:
     """Which ideas beat their control and which do not, in a sentence each."""
     sentences = []
-    for name in dict.fromkeys(each.idea for each in contests):
-        own = [each for each in contests if each.idea == name]
+    for name, control in dict.fromkeys((each.idea, each.control) for each in contests):
+        own = [each for each in contests if (each.idea, each.control) == (name, control)]
         won = [each for each in own if each.p < CLAIMED and each.better.mean > 0]
         lost = [each for each in own if each.p < CLAIMED and each.better.mean < 0]
-        where = lambda some: ", ".join(f"{each.scenario} at {each.size}" for each in some)
-        words = f"better at {where(won)}" if won else "nowhere shown to be better"
-        words += f", worse at {where(lost)}" if lost else ""
-        control = plain_name(ALL[name].control or "")
-        sentences.append(f"**{plain_name(name)}** against {control}: {words}.")
+        where = lambda some: ", ".join(map(_place, some))
+        words = f"better on {where(won)}" if won else "nowhere shown to be better"
+        words += f", worse on {where(lost)}" if lost else ""
+        sentences.append(f"**{plain_name(name)}** against {plain_name(control)}: {words}.")
     return " ".join(sentences)
+
+
+def _place(contest: Contest) -> str:
+    return contest.scenario + (f" at {contest.size}" if contest.size else "")
 
 
 def _figures(study: Study, rows: Rows, scenario: str, known: float) -> str:
@@ -131,7 +134,7 @@ def _contests(contests: Sequence[Contest]) -> str:
         [
             each.scenario,
             plain_name(each.idea),
-            plain_name(ALL[each.idea].control or ""),
+            plain_name(each.control),
             str(each.size) if each.size else NONE,
             plain_name(each.figure.removesuffix("_signed")),
             percent(Interval(each.better.mean, each.better.half_width), signed=True),

@@ -77,16 +77,16 @@ def search(bench: Bench, *, at_random: bool) -> Callable[[int, float], Any]:
     steps, size = start.batches["label"].shape
     steps //= len(NUMBERS)
     batches = mix_batches([(retained, 1.0, size)], steps=steps, seed=case.seed)
-    gradients = (
-        curvature.mean_gradient(case.model, case.params, batch)
-        for batch in (start.original, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches))
-    )
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
+    on_poison = curvature.mean_gradient(case.model, case.params, start.original)
+    on_retained = curvature.mean_gradient(case.model, case.params, flat)
     layers = [name for name in case.params if name != case.model.last_layer]
-    scores = score_units(case.params, *gradients, layers)
+    scores = score_units(case.params, on_poison, on_retained, layers)
     fresh = case.model.init(case.seed + 1)
     everything = jax.tree.map(lambda x: np.ones(x.shape, bool), case.params)
 
     def run(size: int, rate: float) -> Any:
+        params = case.params
         for number in NUMBERS:
             units = top_units(scores, number)
             units = random_units(units, case.seed) if at_random else units
@@ -114,7 +114,7 @@ IDEAS = {
         "learning rate",
         RATES,
         lambda bench: search(bench, at_random=False),
-        "random_units",
+        ("random_units",),
     ),
     "random_units": Idea(
         "as many units of each layer at random",

@@ -40,9 +40,15 @@ def test_coordinates_turn_back_and_keep_lengths(bench, bases_of):
 def test_the_eigenbasis_makes_second_moments_diagonal(bench):
     start = bench.start
     bases = eigenbasis.eigenbases(bench)
-    gradients = jax.vmap(jax.grad(start.model.loss), (None, 0))(start.params, start.data)
-    turned = jax.vmap(lambda g: eigenbasis.to_coordinates(bases, g)["dense2"])(gradients)
-    rows, cols = (sum(g @ g.T for g in each) for each in (turned, turned.transpose(0, 2, 1)))
+    chances = jax.nn.softmax(start.model.apply(start.params, start.data["image"]))
+    moments = []
+    for label in range(10):
+        batch = start.data | {"label": np.full(len(chances), label)}
+        gradients = jax.vmap(jax.grad(start.model.loss), (None, 0))(start.params, batch)
+        turned = jax.vmap(lambda g: eigenbasis.to_coordinates(bases, g)["dense2"])(gradients)
+        turned = np.sqrt(chances[:, label])[:, None, None] * turned
+        moments.append([sum(g @ g.T for g in each) for each in (turned, turned.swapaxes(1, 2))])
+    rows, cols = (sum(pair[i] for pair in moments) for i in (0, 1))
     for moment in (rows, cols):
         off = moment - np.diag(np.diag(moment))
         assert np.abs(off).max() < 1e-4 * np.abs(moment).max()
@@ -63,7 +69,7 @@ def test_weights_are_scaled_along_the_inputs_directions():
 @pytest.mark.parametrize("name", ["mlp", "convnet"])
 def test_what_each_kernel_is_multiplied_with(name):
     model = build_model(name, dataset="digits", image_shape=(8, 8, 1), num_classes=10)
-    params, images = model.init(0), np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
+    params, images = model.init(0), jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
     inputs = model.layer_inputs(params, images)
     assert inputs.keys() == params.keys()
     for layer, x in inputs.items():
@@ -131,10 +137,16 @@ def test_the_strongest_of_what_hardly_loses_is_kept():
 
 def test_the_verdict_names_what_was_shown():
     of = lambda size, mean, p: Contest(
-        "label", "eigenbasis", size, "forget_recovery", PairedDifference(mean, 0.1, p), p
+        "label",
+        "eigenbasis",
+        "rotation",
+        size,
+        "forget_recovery",
+        PairedDifference(mean, 0.1, p),
+        p,
     )
     words = verdict([of(6, 0.2, 0.01), of(24, -0.2, 0.01), of(96, 0.3, 0.2)])
-    assert words == "**eigenbasis** against rotation: better at label at 6, worse at label at 24."
+    assert words == "**eigenbasis** against rotation: better on label at 6, worse on label at 24."
 
 
 @pytest.mark.slow
