@@ -28,8 +28,8 @@ class Beyond:
     """The network: mlp, cnn or convnet."""
     ideas: tuple[str, ...] = tuple(ALL)
     """What to try, controls included."""
-    seeds: int = 5
-    """How many seeds are reported."""
+    seeds: int | None = None
+    """How many seeds are reported; None is 10 for digits and else 5."""
     tuning_seeds: int = 2
     """How many further seeds the values are tried on."""
     budget: float = 0.05
@@ -74,7 +74,7 @@ class Beyond:
         settings = Settings(
             dataset=self.dataset,
             model=self.model,
-            seeds=self.seeds,
+            seeds=self.seeds or (10 if self.dataset == "digits" else 5),
             budget=self.budget,
             curvature_examples=self.curvature_examples,
             train_examples=self.train_examples,

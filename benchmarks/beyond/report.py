@@ -86,8 +86,8 @@ def part(rows: Rows, scenario: str, known: float, idea: str | None, size: int) -
 
 
 def verdict(contests: Sequence[Contest]) -> str:
-    """Which ideas beat their control and which do not, in a sentence each."""
-    sentences = []
+    """Which ideas beat their control and which do not, a line each."""
+    lines = []
     for name, control in dict.fromkeys((each.idea, each.control) for each in contests):
         own = [each for each in contests if (each.idea, each.control) == (name, control)]
         won = [each for each in own if each.p < CLAIMED and each.better.mean > 0]
@@ -95,8 +95,8 @@ def verdict(contests: Sequence[Contest]) -> str:
         where = lambda some: ", ".join(map(_place, some))
         words = f"better on {where(won)}" if won else "nowhere shown to be better"
         words += f", worse on {where(lost)}" if lost else ""
-        sentences.append(f"**{plain_name(name)}** against {plain_name(control)}: {words}.")
-    return " ".join(sentences)
+        lines.append(f"- **{plain_name(name)}** against {plain_name(control)}: {words}.")
+    return "\n".join(lines)
 
 
 def _place(contest: Contest) -> str:

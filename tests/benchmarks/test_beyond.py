@@ -146,7 +146,7 @@ def test_the_verdict_names_what_was_shown():
         p,
     )
     words = verdict([of(6, 0.2, 0.01), of(24, -0.2, 0.01), of(96, 0.3, 0.2)])
-    assert words == "**eigenbasis** against rotation: better on label at 6, worse on label at 24."
+    assert words == "- **eigenbasis** against rotation: better on label at 6, worse on label at 24."
 
 
 @pytest.mark.slow
