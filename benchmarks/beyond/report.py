@@ -125,7 +125,7 @@ def _figures(study: Study, rows: Rows, scenario: str, known: float) -> str:
 
 
 def _mean(rows: Rows, field: str) -> Interval | None:
-    values = list(by_seed([row for row in rows if row.get(field) is not None], field).values())
+    values = list(by_seed(rows, field).values())
     return interval(values) if values else None
 
 

@@ -87,7 +87,7 @@ def part(rows: Rows, scenario: str, known: float, way: str, count: int | None = 
 
 def by_seed(rows: Rows, field: str) -> dict[int, float]:
     """A figure of every seed that has it."""
-    return {row["seed"]: row[field] for row in rows if row[field] is not None}
+    return {row["seed"]: row[field] for row in rows if row.get(field) is not None}
 
 
 def restored_by_all(rows: Rows, scenario: str, known: float) -> dict[int, float]:

@@ -7,9 +7,23 @@ from benchmarks.learning.models import CEILING
 from benchmarks.methods.bench import ATTACKED, FULL, REFERENCES
 from benchmarks.methods.ways import CHECK_COST, LIKE, PROPOSED, WAYS
 from benchmarks.reporting.curves import draw_sparsity
-from benchmarks.reporting.needed import GOAL, Rows, compare, compare_with_all, needed, part
+from benchmarks.reporting.needed import (
+    GOAL,
+    Rows,
+    by_seed,
+    compare,
+    compare_with_all,
+    needed,
+    part,
+)
 from benchmarks.reporting.needed_tables import all_text, comparison_text, needed_table
-from benchmarks.reporting.tables import markdown_table, percent, plain_name, short_number
+from benchmarks.reporting.tables import (
+    NONE,
+    markdown_table,
+    percent,
+    plain_name,
+    short_number,
+)
 from benchmarks.sparsity.study import Study
 from benchmarks.tools.page import write_page
 from benchmarks.tools.statistics import interval
@@ -99,17 +113,22 @@ def _attack_table(rows: Rows, scenarios: Sequence[str], study: Study) -> str:
                 if row.get("membership_entropy") is not None
             ]
             if own:
-                figures = ("membership_entropy", "relearning_signed", "relearning_absolute")
-                means = [interval([row[name] for row in own]) for name in figures]
+                figures = ["membership_entropy", "relearning_signed", "relearning_absolute"]
+                means = [percent(interval([row[name] for row in own])) for name in figures]
                 entries = short_number(interval([row["changed_entries"] for row in own]).mean)
-                table.append([scenario, plain_name(way), entries, *map(percent, means)])
+                gaps = list(by_seed(own, "relearning_retained_gap").values())
+                by_retained = percent(interval(gaps)) if gaps else NONE
+                table.append([scenario, plain_name(way), entries, *means, by_retained])
     headings = ["scenario", "way", "changed", "membership AUC %", "relearning, signed %"]
+    headings += ["relearning, absolute %", "by retained data, points"]
     text = (
         "Membership: the attack by modified entropy, poisoned examples against unseen ones made "
         "alike; the aim is the retrained model's figure. Relearning: the area between the model's "
-        "relearning curve and the retrained model's; 0 is as slow to relearn as that one."
+        "relearning curve and the retrained model's; 0 is as slow to relearn as that one. By retained "
+        "data: what comes back by steps on retained examples alone, more than with the retrained "
+        "model; older records have no such figure."
     )
-    return f"{text}\n\n{markdown_table([*headings, 'relearning, absolute %'], table)}"
+    return f"{text}\n\n{markdown_table(headings, table)}"
 
 
 def _leaf_table(rows: Rows, scenarios: Sequence[str], count: int) -> str:
