@@ -124,9 +124,9 @@ def _attack_table(rows: Rows, scenarios: Sequence[str], study: Study) -> str:
     text = (
         "Membership: the attack by modified entropy, poisoned examples against unseen ones made "
         "alike; the aim is the retrained model's figure. Relearning: the area between the model's "
-        "relearning curve and the retrained model's; 0 is as slow to relearn as that one. By retained "
-        "data: what comes back by steps on retained examples alone, more than with the retrained "
-        "model; older records have no such figure."
+        "relearning curve and the retrained model's; 0 is as slow to relearn as that one. By "
+        "retained data: what comes back by steps on retained examples alone, more than with the "
+        "retrained model; older records have no such figure."
     )
     return f"{text}\n\n{markdown_table(headings, table)}"
 
