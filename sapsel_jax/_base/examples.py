@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from sapsel_jax._base.checks import batch_size, check_choice, check_count
 from sapsel_jax._base.fusion import unfused
@@ -38,20 +39,41 @@ def sum_over_examples(
 
     `chunk_sum` maps a pytree with a leading axis over examples to a pytree of sums over them. Whole
     chunks run in a `lax.scan`, so memory is that of one chunk; a rest of fewer examples follows.
+
+    A chunk is every so-manieth example, not a run of neighbours: where the examples are spread over
+    devices, each device then has its share of every chunk, and none of them moves.
     """
     if microbatch is None or microbatch >= num_examples:
         return chunk_sum(examples)
     num_chunks, rest = divmod(num_examples, microbatch)
     whole = num_chunks * microbatch
-    chunks = jax.tree.map(
-        lambda x: x[:whole].reshape(num_chunks, microbatch, *x.shape[1:]), examples
+    table = jax.tree.map(
+        lambda x: x[:whole].reshape(microbatch, num_chunks, *x.shape[1:]), examples
     )
-    shapes = jax.eval_shape(chunk_sum, jax.tree.map(lambda x: x[0], chunks))
+
+    def chunk(index: jax.Array) -> Any:
+        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 1, False), table)
+
+    indices = jnp.arange(num_chunks)
+    shapes = jax.eval_shape(lambda i: chunk_sum(chunk(i)), indices[0])
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, _ = jax.lax.scan(lambda acc, c: (optax.tree.add(acc, chunk_sum(c)), None), zeros, chunks)
+    add = lambda total, i: (optax.tree.add(total, chunk_sum(chunk(i))), None)
+    total, _ = lax.scan(add, zeros, indices)
     if rest:
         total = optax.tree.add(total, chunk_sum(jax.tree.map(lambda x: x[whole:], examples)))
     return total
+
+
+def even_chunk(num_examples: int, most: int) -> int:
+    """A number of examples of at most `most` that are worked on at once.
+
+    If there is one above half of `most` that leaves no rest, it is that; of several the one that
+    most devices can share evenly, if their number is a power of two.
+    """
+    if num_examples <= most:
+        return num_examples
+    even = [n for n in range(most // 2 + 1, most + 1) if num_examples % n == 0]
+    return max(even, key=lambda n: (n & -n, n), default=most)
 
 
 def one_by_one(chunk_sum: Callable[[Any], Any]) -> Callable[[Any], Any]:

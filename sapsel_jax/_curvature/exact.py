@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
-from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
+from sapsel_jax._curvature.over_examples import read_loss
 from sapsel_jax._curvature.routes import Task, choose
 from sapsel_jax._curvature.tasks import records_of_tasks
 from sapsel_jax._graph.graph import Graph
@@ -77,7 +77,7 @@ def exact_diagonal(
         loss = read_loss(one_scalar(loss_fn), params, batch, args, weights)
         routes = choose(loss.graph, loss.structures)
         records_of = functools.partial(_records, loss.graph)
-        at_once = microbatch or examples_at_once(routes.memory)
+        at_once = loss.at_once(microbatch, routes.memory)
         return loss.diagonal(routes.tasks, records_of, at_once, reduction)
 
     return diagonal

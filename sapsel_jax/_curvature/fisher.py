@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
-from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
+from sapsel_jax._curvature.over_examples import read_loss
 from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
 from sapsel_jax._graph.graph import Graph
 from sapsel_jax._passes.backward import pull
@@ -61,7 +61,7 @@ def empirical_fisher_diagonal(
         loss = read_loss(one_scalar(loss_fn), params, batch, args, weights, additive=False)
         probed = find_probed(loss.graph, loss.structures)
         records_of = functools.partial(_records, loss.graph)
-        at_once = microbatch or examples_at_once(entries_of(loss.graph, probed))
+        at_once = loss.at_once(microbatch, entries_of(loss.graph, probed))
         return loss.diagonal(probed, records_of, at_once, reduction)
 
     return diagonal

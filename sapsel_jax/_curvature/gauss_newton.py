@@ -13,7 +13,7 @@ from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, Diagonal, Params
 from sapsel_jax._curvature.hessians import hessian_vector
-from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
+from sapsel_jax._curvature.over_examples import read_loss
 from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
 from sapsel_jax._curvature.routes import Task, choose_through
 from sapsel_jax._curvature.tasks import records_of_tasks
@@ -77,7 +77,7 @@ def gauss_newton_diagonal(
         loss = read_loss(fn, params, batch, args, weights)
         routes = choose_through(loss.graph, loss.graph.outputs[1], loss.structures)
         records_of = functools.partial(_records, loss.graph)
-        at_once = microbatch or examples_at_once(routes.memory)
+        at_once = loss.at_once(microbatch, routes.memory)
         return loss.diagonal(routes.tasks, records_of, at_once, reduction)
 
     return diagonal
@@ -147,7 +147,7 @@ def sampled_gauss_newton_diagonal(
         return loss.estimate(
             probed,
             functools.partial(_sampled_records, graph),
-            microbatch or examples_at_once(entries_of(graph, probed)),
+            loss.at_once(microbatch, entries_of(graph, probed)),
             reduction,
             key,
             num_samples,

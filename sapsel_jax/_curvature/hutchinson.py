@@ -10,7 +10,7 @@ from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Batch, LossFn, Params
 from sapsel_jax._curvature.hessians import hessian_vector
-from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
+from sapsel_jax._curvature.over_examples import read_loss
 from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
 from sapsel_jax._curvature.probes import check_probes
 from sapsel_jax._graph.graph import Graph, tail
@@ -85,7 +85,7 @@ def hutchinson_diagonal(
         return loss.estimate(
             probed,
             functools.partial(probe_records, loss.graph),
-            microbatch or examples_at_once(entries_of(loss.graph, probed)),
+            loss.at_once(microbatch, entries_of(loss.graph, probed)),
             reduction,
             key,
             num_probes,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sapsel_jax._base.checks import check_float_leaves
-from sapsel_jax._base.examples import count_examples, reduce_sum, sum_over_examples
+from sapsel_jax._base.examples import count_examples, even_chunk, reduce_sum, sum_over_examples
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Batch, Diagonal, Params
 from sapsel_jax._curvature.probes import mean_of_probes
@@ -45,11 +45,6 @@ KeyedRecords = Callable[[Sequence[Any], list[jax.Array], Any, jax.Array], list[R
 """`(jobs, leaves, example, key)`, with a key for this example and probe alone."""
 
 
-def examples_at_once(entries: float, budget: int = BUDGET) -> int:
-    """How many examples may run at once, if one has temporaries of so many entries."""
-    return max(1, int(budget / max(entries, 1)))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchLoss:
     """The loss of one example as a graph, and the batch to sum over.
@@ -69,6 +64,17 @@ class BatchLoss:
     batch: Batch
     weights: jax.Array | None
     num_examples: int
+
+    def at_once(self, microbatch: int | None, entries: float, budget: int = BUDGET) -> int:
+        """How many examples run at once: as many as are asked for, or as fit.
+
+        Args:
+          microbatch: how many are asked for, if a number is.
+          entries: of the temporaries of one example.
+          budget: how many entries these may have together.
+        """
+        most = max(1, int(budget / max(entries, 1)))
+        return microbatch or even_chunk(self.num_examples, most)
 
     def diagonal(
         self,

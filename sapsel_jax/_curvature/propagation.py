@@ -14,7 +14,7 @@ from sapsel_jax._base.types import Batch, LossFn, Params
 from sapsel_jax._curvature.blocks import RULES, Block, find_blocks, in_variables
 from sapsel_jax._curvature.hutchinson import probe_records
 from sapsel_jax._curvature.noise import Noise, Pair, Signs, draw, num_signs
-from sapsel_jax._curvature.over_examples import examples_at_once, read_loss
+from sapsel_jax._curvature.over_examples import read_loss
 from sapsel_jax._curvature.probed import find_probed
 from sapsel_jax._curvature.probes import check_probes
 from sapsel_jax._graph.graph import Graph, Values
@@ -125,11 +125,11 @@ def propagated_by(
     ) -> Any:
         loss = read_loss(one_scalar(loss_fn), params, batch, args, weights)
         probes_at_once = 1 if microbatch else min(PROBES_AT_ONCE, num_probes)
-        fitting = examples_at_once(_entries(loss.graph, loss.structures), BUDGET)
+        entries = probes_at_once * _entries(loss.graph, loss.structures)
         return loss.estimate(
             _plan(loss.graph, loss.structures, rules),
             lambda some, *inputs: [record for one in some for record in one.records(*inputs)],
-            microbatch or max(1, fitting // probes_at_once),
+            loss.at_once(microbatch, entries, BUDGET),
             reduction,
             key,
             num_probes,
