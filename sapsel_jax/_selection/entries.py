@@ -17,6 +17,7 @@ from sapsel_jax._base.checks import (
     path_name,
 )
 from sapsel_jax._base.types import Mask, Params, Scores
+from sapsel_jax._selection.counts import Count, count_of
 from sapsel_jax._selection.search import num_entries, top_entries
 
 
@@ -36,7 +37,7 @@ def select_top_fraction(scores: Scores, fraction: float) -> Mask:
     Raises:
       TypeError: if `fraction` is no Python number or a leaf is not floating point.
       ValueError: if `fraction` lies outside [0, 1].
-      NotImplementedError: if there are 2³² − 7 entries or more.
+      NotImplementedError: if a leaf has 2³² − 7 entries or more.
 
     Cost: at most 11 passes over the scores (22 where a leaf is float64), and one for every 3 bits
       of n where ties at the threshold must be broken; no gradient. The mask is the only other
@@ -73,7 +74,7 @@ def select_top_count(scores: Scores, count: int) -> Mask:
     Raises:
       TypeError: if `count` is no Python integer or a leaf is not floating point.
       ValueError: if `count` is negative.
-      NotImplementedError: if there are 2³² − 7 entries or more.
+      NotImplementedError: if a leaf has 2³² − 7 entries or more.
 
     Cost: as `select_top_fraction`.
 
@@ -198,14 +199,14 @@ def top_floats(
 ) -> list[jax.Array]:
     """`top_entries` by floats; NaN and -inf are never selected."""
     wide = any(leaf.dtype == jnp.float64 for leaf in leaves)
-    return _top_floats(leaves, jnp.uint32(count), wide=wide, units=units)
+    return _top_floats(leaves, count_of(count), wide=wide, units=units)
 
 
 # Compiled here, as is `_random_entries`, because JAX would compile the loops inside again in every
 # call that is not itself under `jit`.
 @functools.partial(jax.jit, static_argnames=("wide", "units"))
 def _top_floats(
-    leaves: list[jax.Array], count: jax.Array, *, wide: bool, units: tuple[int, ...] | None
+    leaves: list[jax.Array], count: Count, *, wide: bool, units: tuple[int, ...] | None
 ) -> list[jax.Array]:
     float_dtype, int_dtype = (jnp.float64, jnp.int64) if wide else (jnp.float32, jnp.int32)
     infinity = np.array(np.inf, float_dtype).view(int_dtype).item()
@@ -228,5 +229,5 @@ def _random_entries(selected: jax.Array, key: jax.Array) -> jax.Array:
     # The draw stays uniform when it is crossed with the mask, and so has the mask's sharding.
     draw = jax.random.bits(key, selected.shape, jnp.uint32) >> 1 ^ selected.astype(jnp.uint32)
     draw = jnp.maximum(draw, 1).astype(jnp.int32)  # 0 is never selected
-    count = jnp.sum(selected, dtype=jnp.uint32)
+    count = count_of(jnp.sum(selected, dtype=jnp.uint32))
     return top_entries([draw], count, lambda keys: keys, lowest=0, highest=2**31 - 1)[0]

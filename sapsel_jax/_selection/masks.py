@@ -20,6 +20,7 @@ from sapsel_jax._base.checks import (
 )
 from sapsel_jax._base.columns import aligned
 from sapsel_jax._base.types import Mask, Params
+from sapsel_jax._selection.counts import BITS, Count, count_of, excess, total
 
 FILE_KIND = "sapsel_jax mask 1"
 
@@ -121,7 +122,7 @@ def mask_count(m: Mask) -> jax.Array:
       m: pytree of bool arrays.
 
     Returns:
-      A uint32 scalar, exact below 2³² entries.
+      A uint32 scalar; 2³² − 1 if there are more.
 
     Raises:
       TypeError: if a leaf is not bool.
@@ -136,9 +137,7 @@ def mask_count(m: Mask) -> jax.Array:
       >>> print(sap.mask_count({"a": jnp.array([True, False]), "b": jnp.array(True)}))
       2
     """
-    check_bool_leaves("m", m)
-    counts = [jnp.sum(leaf, dtype=jnp.uint32) for leaf in jax.tree.leaves(m)]
-    return sum(counts, jnp.uint32(0))
+    return excess(_selected(m), count_of(0), 2**32 - 1)
 
 
 def mask_density(m: Mask) -> jax.Array:
@@ -165,8 +164,16 @@ def mask_density(m: Mask) -> jax.Array:
       >>> print(sap.mask_density(jnp.array([True, False, False, False])))
       0.25
     """
-    num_entries = sum(jnp.size(leaf) for leaf in jax.tree.leaves(m))
-    return mask_count(m).astype(jnp.float32) / max(num_entries, 1)
+    num_entries = max(sum(jnp.size(leaf) for leaf in jax.tree.leaves(m)), 1)
+    high, low = (word.astype(jnp.float32) for word in _selected(m))
+    return (high * 2**BITS + low) / float(num_entries)
+
+
+def _selected(m: Mask) -> Count:
+    """How many entries of all leaves are selected."""
+    check_bool_leaves("m", m)
+    counts = [jnp.sum(leaf, dtype=jnp.uint32) for leaf in jax.tree.leaves(m)]
+    return total(jnp.asarray(counts, jnp.uint32))
 
 
 def mask_overlap(a: Mask, b: Mask) -> jax.Array:

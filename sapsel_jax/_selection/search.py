@@ -13,11 +13,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sapsel_jax._selection.counts import (
+    Count,
+    at_least,
+    count_of,
+    equal,
+    excess,
+    plus,
+    total,
+    totals_so_far,
+)
+
 # Candidates that one pass counts at once. On CPU 7 measured fastest: a pass is then still bound by
 # memory, and 32 bits take 11 passes.
 NUM_CANDIDATES = 7
 
-# Positions are 32-bit numbers, and the last step of a search looks a little past the end.
+# Positions in a leaf are 32-bit numbers, and the last step of a search looks a little past the end.
 MAX_ENTRIES = 2**32 - NUM_CANDIDATES
 
 
@@ -28,7 +39,7 @@ def num_entries(tree: Any) -> int:
 
 def top_entries(
     leaves: list[jax.Array],
-    count: Any,
+    count: Count,
     key: Callable[[jax.Array], jax.Array],
     *,
     lowest: int,
@@ -39,7 +50,7 @@ def top_entries(
 
     Args:
       leaves: arrays.
-      count: how many to select; may be traced.
+      count: how many to select, at most the number of entries; may be traced.
       key: signed integers for the entries of a leaf; cheap, because it is computed in every pass.
       lowest: the smallest key, never selected.
       highest: the largest key.
@@ -51,68 +62,96 @@ def top_entries(
     """
     if not leaves:
         return []
-    total = num_entries(leaves)
-    if total >= MAX_ENTRIES:
+    largest = max(leaf.size for leaf in leaves)
+    if largest >= MAX_ENTRIES:
         raise NotImplementedError(
-            f"Selection takes fewer than {MAX_ENTRIES} entries at a time; got {total}."
+            f"Selection takes leaves of fewer than {MAX_ENTRIES} entries; got one of {largest}."
         )
-    count = jnp.asarray(count, jnp.uint32)
     axes: Sequence[int | None] = [None] * len(leaves) if units is None else units
-    totals = functools.partial(_totals, axes=axes)
+    numbers = functools.partial(_numbers, axes=axes)
     # Everything lies at or above the lowest key: one number, or one per unit with its sharding.
-    reached = jnp.uint32(total)
+    reached = count_of(num_entries(leaves))
     if units is not None:
-        (reached,) = totals([[jnp.ones_like(leaf, bool)] for leaf in leaves])
-    threshold, reached, above = _largest(
-        lambda leaves, candidates: totals(
-            [
-                [key(leaf) >= beside(c, leaf, axis) for c in candidates]
-                for leaf, axis in zip(leaves, axes, strict=True)
-            ]
-        ),
+        reached = total(*numbers([[jnp.ones_like(leaf, bool)] for leaf in leaves]))
+    threshold, reached = _largest(
+        lambda leaves, candidates: [
+            total(number)
+            for number in numbers(
+                [
+                    [key(leaf) >= beside(c, leaf, axis) for c in candidates]
+                    for leaf, axis in zip(leaves, axes, strict=True)
+                ]
+            )
+        ],
         leaves,
         wanted=count,
-        low=(0 * reached).astype(jnp.int64 if highest > 2**31 else jnp.int32) + lowest,
+        low=(0 * reached.low).astype(jnp.int64 if highest > 2**31 else jnp.int32) + lowest,
         reached=reached,
         width=highest - lowest + 1,
     )
-    # Ties at the threshold: the last `surplus` of them stay out.
-    surplus = jnp.where(threshold == lowest, 0, reached - count)
-    end, _, _ = _largest(
-        lambda located, candidates: totals(
-            [
+
+    # Ties at the threshold: the last ones stay out, leaf by leaf, as many as there are too many.
+    def count_ties(leaves: list[jax.Array]) -> jax.Array:
+        # As a difference: where one number is counted, XLA's CPU backend keeps an array for it.
+        leaves = lax.optimization_barrier(leaves)
+        pairs = []
+        for leaf, axis in zip(leaves, axes, strict=True):
+            least = beside(threshold, leaf, axis)
+            pairs.append([key(leaf) >= least, key(leaf) > least])
+        reached, above = numbers(pairs)
+        return reached - above
+
+    exact = equal(reached, count) | (threshold == lowest)
+    none = jnp.stack([0 * reached.low] * len(leaves))
+    ties = lax.cond(jnp.all(exact), lambda _: none, count_ties, leaves)
+    later = totals_so_far(jnp.concatenate([ties[1:], none[:1]]), reverse=True)
+    surplus = jnp.where(exact, 0, excess(reached, plus(count, later), ties))
+    sizes = jnp.asarray([leaf.size for leaf in leaves], jnp.uint32)
+    sizes = sizes.reshape(-1, *[1] * reached.low.ndim)
+    end, _ = _largest(
+        lambda located, candidates: [
+            count_of(number)
+            for number in numbers(
                 [
-                    (key(leaf) == beside(threshold, leaf, axis)) & (index >= beside(c, leaf, axis))
-                    for c in candidates
+                    [
+                        (key(leaf) == beside(threshold, leaf, axis))
+                        & (index >= beside(c[i], leaf, axis))
+                        for c in candidates
+                    ]
+                    for i, (leaf, index, axis) in enumerate(
+                        zip(located[0], _indices(*located), axes, strict=True)
+                    )
                 ]
-                for leaf, index, axis in zip(located[0], _indices(*located), axes, strict=True)
-            ]
-        ),
+            )
+        ],
         (leaves, _strides(leaves)),
-        wanted=surplus,
-        low=jnp.where(surplus == 0, jnp.uint32(total), jnp.uint32(0)),
-        reached=jnp.where(surplus == 0, 0, reached - above),
-        width=total,
+        wanted=count_of(surplus),
+        low=jnp.where(surplus == 0, sizes, 0),
+        reached=count_of(jnp.where(surplus == 0, 0, ties)),
+        width=largest,
     )
 
-    def selected(leaf: jax.Array, index: jax.Array, axis: int | None) -> jax.Array:
+    def selected(leaf: jax.Array, index: jax.Array, end: jax.Array, axis: int | None) -> jax.Array:
         keys = key(leaf)
         least, last = beside(threshold, leaf, axis), beside(end, leaf, axis)
         return (keys > least) | ((keys == least) & (index < last) & (keys > lowest))
 
     indices = _indices(leaves, _strides(leaves))
-    return [selected(*each) for each in zip(leaves, indices, axes, strict=True)]
+    return [
+        selected(leaf, index, end[i], axis)
+        for i, (leaf, index, axis) in enumerate(zip(leaves, indices, axes, strict=True))
+    ]
 
 
 def _largest(
-    at_or_above: Callable[[Any, list[jax.Array]], list[jax.Array]],
+    at_or_above: Callable[[Any, list[jax.Array]], list[Count]],
     arrays: Any,
     *,
-    wanted: jax.Array,
+    wanted: Count,
     low: jax.Array,
-    reached: jax.Array,
+    reached: Count,
     width: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Count]:
     """The largest of `width` integers from `low` on that `wanted` entries lie at or above.
 
     Each pass counts the entries at or above each of `NUM_CANDIDATES` integers. The search ends
@@ -127,33 +166,34 @@ def _largest(
       width: how many integers there are; none lies at or above their end.
 
     Returns:
-      The integer, how many entries lie at or above it and, where the search did not end early, how
-      many lie above it.
+      The integer, and how many entries lie at or above it.
     """
     num_parts = NUM_CANDIDATES + 1
     unsigned = jnp.dtype(f"uint{8 * low.dtype.itemsize}")
 
     def searching(state: Any) -> jax.Array:
-        _, width, reached, _ = state
-        return (width > 1) & jnp.any(reached != wanted)
+        _, width, reached = state
+        return (width > 1) & ~jnp.all(equal(reached, wanted))
 
     def narrow(state: Any) -> Any:
         # The barrier ties the arrays to the step, so that XLA computes nothing of their size before
         # the loop to keep it in memory.
-        (low, width, reached, above), seen = lax.optimization_barrier((state, arrays))
+        (low, width, reached), seen = lax.optimization_barrier((state, arrays))
         step = (width - 1) // num_parts + 1
         candidates = [low + (part * step).astype(low.dtype) for part in range(1, num_parts)]
-        counts = [reached, *at_or_above(seen, candidates), above]
-        part = _sum((count >= wanted).astype(jnp.int32) for count in counts[1:-1])
+        counts = [reached, *at_or_above(seen, candidates)]
+        part = _sum(at_least(count, wanted).astype(jnp.int32) for count in counts[1:])
+        part = jnp.where(equal(reached, wanted), 0, part)  # found already
         low = low + (part.astype(unsigned) * step).astype(low.dtype)
-        pick = lambda place: _sum(
-            jnp.where(place == i, count, jnp.uint32(0)) for i, count in enumerate(counts)
+        pick = lambda *words: _sum(
+            jnp.where(part == i, word, jnp.uint32(0)) for i, word in enumerate(words)
         )
-        return low, step, pick(part), pick(part + 1)
+        return low, step, jax.tree.map(pick, *counts)
 
-    start = (low, jnp.asarray(width, unsigned), reached, jnp.zeros_like(reached))
-    low, _, reached, above = lax.while_loop(searching, narrow, start)
-    return low, reached, above
+    low, _, reached = lax.while_loop(
+        searching, narrow, (low, jnp.asarray(width, unsigned), reached)
+    )
+    return low, reached
 
 
 def beside(number: jax.Array, leaf: jax.Array, axis: int | None) -> jax.Array:
@@ -163,13 +203,13 @@ def beside(number: jax.Array, leaf: jax.Array, axis: int | None) -> jax.Array:
     return number.reshape([n if a == axis else 1 for a, n in enumerate(leaf.shape)])
 
 
-def _totals(selected: list[list[jax.Array]], axes: Sequence[int | None]) -> list[jax.Array]:
-    """For each of several conditions, how many entries of all leaves, or of each unit, meet it."""
+def _numbers(selected: list[list[jax.Array]], axes: Sequence[int | None]) -> list[jax.Array]:
+    """For each of several conditions, how many entries of each leaf, or unit of it, meet it."""
     counts = [
         _counts([condition.astype(jnp.uint32) for condition in leaf], axis)
         for leaf, axis in zip(selected, axes, strict=True)
     ]
-    return [_sum(of_leaves) for of_leaves in zip(*counts, strict=True)]
+    return [jnp.stack(of_leaves) for of_leaves in zip(*counts, strict=True)]
 
 
 def _counts(selected: list[jax.Array], axis: int | None) -> list[jax.Array]:
@@ -195,7 +235,7 @@ def _sum(arrays: Iterable[jax.Array]) -> jax.Array:
 
 
 def _strides(leaves: list[jax.Array]) -> list[list[jax.Array]]:
-    """How far one step along each axis of each leaf goes in leaf order."""
+    """How far one step along each axis of each leaf goes in the order of its entries."""
     return [
         [jnp.uint32(math.prod(leaf.shape[axis + 1 :])) for axis in range(leaf.ndim)]
         for leaf in leaves
@@ -203,12 +243,11 @@ def _strides(leaves: list[jax.Array]) -> list[list[jax.Array]]:
 
 
 def _indices(leaves: list[jax.Array], strides: list[list[jax.Array]]) -> list[jax.Array]:
-    """The position of every entry in leaf order, without a reshape."""
-    indices, offset = [], 0
+    """The position of every entry in its leaf, without a reshape."""
+    indices = []
     for leaf, steps in zip(leaves, strides, strict=True):
-        index = jnp.full(leaf.shape, offset, jnp.uint32)
+        index = jnp.zeros(leaf.shape, jnp.uint32)
         for axis, step in enumerate(steps):
             index += lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * step
         indices.append(index)
-        offset += leaf.size
     return indices

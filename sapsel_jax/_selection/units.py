@@ -48,7 +48,7 @@ def select_top_units(
         floating point.
       ValueError: if `fraction` lies outside [0, 1], a leaf has no such axis, or leaves of one group
         differ in their number of units.
-      NotImplementedError: if there are 2³² − 7 units or more.
+      NotImplementedError: if a leaf has 2³² − 7 units or more.
 
     Cost: one pass over the scores, and a selection among the units; no gradient.
 
@@ -103,8 +103,7 @@ def select_top_fraction_per_unit(
         floating point.
       ValueError: if `fraction` lies outside [0, 1], a leaf has no such axis, or leaves of one group
         differ in their number of units.
-      NotImplementedError: if a group has 2³² − 7 entries or more, or all leaves together have as
-        many and a last round must choose among them.
+      NotImplementedError: if a leaf has 2³² − 7 entries or more.
 
     Cost: five times as much as `select_top_fraction`, measured on 30 million entries on CPU; no
       gradient.

@@ -11,6 +11,7 @@ from jax import lax
 
 from sapsel_jax._base.checks import check_bool_leaves, check_count, check_same_leaves, named_shapes
 from sapsel_jax._base.types import Mask, Params
+from sapsel_jax._selection.counts import count_of, excess, totals_so_far
 
 
 def selective(
@@ -230,14 +231,14 @@ def selective_packed(
         selected = [jnp.asarray(leaf) for leaf in jax.tree.leaves(mask)]
         _check_not_explicit(selected)
         counts = [jnp.sum(leaf, dtype=jnp.uint32) for leaf in selected]
-        totals = jnp.cumsum(jnp.asarray(counts, jnp.uint32))
-        ends = jnp.minimum(totals, count).astype(jnp.uint32)
+        totals = totals_so_far(jnp.asarray(counts, jnp.uint32))
+        ends = excess(totals, count_of(0), count)
         windows = [
             jnp.flatnonzero(leaf, size=room, fill_value=0)
             for leaf, room in zip(selected, rooms, strict=True)
         ]
         positions = join(windows, ends, jnp.uint32)
-        num_left_out = jnp.sum((totals - ends)[-1:], dtype=jnp.uint32)
+        num_left_out = jnp.sum(excess(totals, count_of(count), 2**32 - 1)[-1:], dtype=jnp.uint32)
         state = SelectivePackedState(positions, ends, num_left_out, None)
         leaves = jax.tree.leaves(params)
         vector: Any = jax.ShapeDtypeStruct((count,), _common_dtype(leaves))

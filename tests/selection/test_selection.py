@@ -24,6 +24,7 @@ from trees import (
 )
 
 import sapsel_jax as sap
+from sapsel_jax._selection import counts
 
 COUNTS = (0, 1, 5, 17, NUM_ENTRIES)
 
@@ -166,12 +167,57 @@ def test_memory_beside_the_scores_is_that_of_the_mask():
     assert memory.temp_size_in_bytes < 0.35 * num_bytes
 
 
-def test_too_many_entries_are_refused_before_anything_is_computed():
-    scores = [jax.ShapeDtypeStruct((2**31,), jnp.float32)] * 2
+def test_a_tree_may_have_more_than_32_bits_of_entries():
+    scores = [jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)] * 4  # 2³³ entries
+    work = lambda s: (mask := sap.select_top_fraction(s, 0.9), sap.mask_density(mask))
+    exported = jax.export.export(jax.jit(work), platforms=["tpu"])(scores)
+    assert [leaf.shape for leaf in exported.out_avals] == [*(leaf.shape for leaf in scores), ()]
+
+
+def test_too_large_leaves_are_refused_before_anything_is_computed():
+    scores = [jnp.zeros(1), jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)]
     with pytest.raises(
-        NotImplementedError, match="fewer than 4294967289 entries at a time; got 42"
+        NotImplementedError, match="leaves of fewer than 4294967289 entries; got one of 4294967296"
     ):
         jax.eval_shape(lambda s: sap.select_top_count(s, 1), scores)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 20, 39, 40])
+def test_counts_of_two_words_carry_and_borrow(count, monkeypatch):
+    # With words of two bits every sum of these few entries carries.
+    monkeypatch.setattr(counts, "BITS", 2)
+    jax.clear_caches()
+    rng = np.random.default_rng(count)
+    scores = {
+        name: rng.integers(0, 4, (n,)).astype(np.float32)
+        for name, n in zip("abcd", SIZES, strict=True)
+    }
+    mask = sap.select_top_count(scores, count)
+    np.testing.assert_array_equal(flat(mask), top_oracle(scores, count))
+    assert int(sap.mask_count(mask)) == count
+    jax.clear_caches()
+
+
+SIZES = (9, 1, 23, 7)
+
+
+def test_arithmetic_of_counts_is_that_of_python():
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 2**32, 1000, np.uint64)
+    value = lambda count: np.asarray(count.high, np.uint64) * 2**16 + np.asarray(count.low)
+    words = jnp.asarray(numbers.astype(np.uint32))
+    assert int(value(counts.total(words))) == numbers.sum()
+    sums = counts.totals_so_far(words)
+    np.testing.assert_array_equal(value(sums), numbers.cumsum())
+    back = counts.totals_so_far(words, reverse=True)
+    np.testing.assert_array_equal(value(back), numbers[::-1].cumsum()[::-1])
+    np.testing.assert_array_equal(value(counts.plus(sums, back)), numbers.sum() + numbers)
+    np.testing.assert_array_equal(counts.at_least(sums, back), value(sums) >= value(back))
+    np.testing.assert_array_equal(counts.equal(sums, sums), True)
+    most = 3_000_000_000
+    more = np.clip(value(sums).astype(np.int64) - value(back).astype(np.int64), 0, most)
+    np.testing.assert_array_equal(counts.excess(sums, back, most), more)
+    assert int(value(counts.count_of(2**40 + 5))) == 2**40 + 5
 
 
 def test_random_controls_match_the_counts_and_are_uniform():
