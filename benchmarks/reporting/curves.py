@@ -26,6 +26,8 @@ STYLES: dict[str, tuple[str, str]] = {
     "saliency": (COLOURS["saliency"], "^"),
     "random": (COLOURS["random"], "x"),
 }
+FEW = 6
+"""Up to so many numbers of entries each has a tick of its own."""
 LOWEST = -0.15
 """The least recovery that is drawn."""
 
@@ -86,6 +88,10 @@ def draw_panel(ax: Axes, rows: Rows, scenario: str, known: float, ways: Sequence
             textcoords="offset points",
             fontsize=9.5,
         )
+    tried = curve(rows, scenario, known, PROPOSED).counts
+    if 0 < len(tried) <= FEW:
+        ax.set_xticks(tried)
+        ax.minorticks_off()
     for way in ways:
         colour, marker = STYLES[way.removeprefix(LIKE)]
         found = curve(rows, scenario, known, way)
