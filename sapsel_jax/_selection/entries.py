@@ -16,8 +16,8 @@ from sapsel_jax._base.checks import (
     check_fraction,
     path_name,
 )
+from sapsel_jax._base.counts import Count, count_of
 from sapsel_jax._base.types import Mask, Params, Scores
-from sapsel_jax._selection.counts import Count, count_of
 from sapsel_jax._selection.search import num_entries, top_entries
 
 

@@ -19,8 +19,8 @@ from sapsel_jax._base.checks import (
     places_of,
 )
 from sapsel_jax._base.columns import aligned
+from sapsel_jax._base.counts import BITS, Count, count_of, excess, total
 from sapsel_jax._base.types import Mask, Params
-from sapsel_jax._selection.counts import BITS, Count, count_of, excess, total
 
 FILE_KIND = "sapsel_jax mask 1"
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sapsel_jax._selection.counts import (
+from sapsel_jax._base.counts import (
     Count,
     at_least,
     count_of,

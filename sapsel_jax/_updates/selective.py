@@ -10,8 +10,8 @@ import optax
 from jax import lax
 
 from sapsel_jax._base.checks import check_bool_leaves, check_count, check_same_leaves, named_shapes
+from sapsel_jax._base.counts import count_of, excess, totals_so_far
 from sapsel_jax._base.types import Mask, Params
-from sapsel_jax._selection.counts import count_of, excess, totals_so_far
 
 
 def selective(

@@ -24,7 +24,7 @@ from trees import (
 )
 
 import sapsel_jax as sap
-from sapsel_jax._selection import counts
+from sapsel_jax._base import counts
 
 COUNTS = (0, 1, 5, 17, NUM_ENTRIES)
 
