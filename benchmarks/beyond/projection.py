@@ -22,6 +22,8 @@ from benchmarks.methods.updates import as_batch
 
 NUM_TRUSTED = 1_000
 """Retained examples with the lowest loss, as many as the source takes."""
+AT_ONCE = 50
+"""Images whose inputs are held at once."""
 SCALES = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
 
 
@@ -38,17 +40,21 @@ def _losses(model: Model, params: Any, batch: Any) -> jax.Array:
     return jax.lax.map(lambda example: model.loss(params, example), batch, batch_size=50)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def second_moments(model: Model, params: Any, images: jax.Array) -> dict[str, jax.Array]:
+def second_moments(model: Model, params: Any, images: np.ndarray) -> dict[str, jax.Array]:
     """Of the inputs of each layer, summed over images and places."""
+    parts = np.array_split(images, -(-len(images) // AT_ONCE))
+    return functools.reduce(
+        lambda total, part: jax.tree.map(jnp.add, total, _moments(model, params, part)),
+        parts[1:],
+        _moments(model, params, parts[0]),
+    )
 
-    def moments(image: jax.Array) -> dict[str, jax.Array]:
-        inputs = model.layer_inputs(params, image[None])
-        rows = {name: x.reshape(-1, x.shape[-1]) for name, x in inputs.items()}
-        return {name: x.T @ x for name, x in rows.items()}
 
-    per_image = jax.lax.map(moments, images, batch_size=50)
-    return jax.tree.map(lambda x: x.sum(0), per_image)
+@functools.partial(jax.jit, static_argnums=0)
+def _moments(model: Model, params: Any, images: jax.Array) -> dict[str, jax.Array]:
+    inputs = model.layer_inputs(params, images)
+    rows = {name: x.reshape(-1, x.shape[-1]) for name, x in inputs.items()}
+    return {name: x.T @ x for name, x in rows.items()}
 
 
 def projected(

@@ -209,11 +209,9 @@ class Watched(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """What the layer makes of it."""
-        layer = self.layer
-        if isinstance(layer, nnx.Linear):
-            self.note(x)
-        else:
-            self.note(patches(x, layer.kernel_size, layer.strides, layer.padding))
+        layer: Any = self.layer
+        dense = isinstance(layer, nnx.Linear)
+        self.note(x if dense else patches(x, layer.kernel_size, layer.strides, layer.padding))
         return layer(x)
 
 

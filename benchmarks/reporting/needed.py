@@ -57,7 +57,7 @@ class AgainstAll(NamedTuple):
     """The proposed way at one number of entries against all entries, on the same models."""
 
     scenario: str
-    count: int
+    entries: int
     few: Interval
     """The recovery of so many entries."""
     all: Interval

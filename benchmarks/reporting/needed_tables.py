@@ -85,7 +85,7 @@ def all_text(found: Sequence[AgainstAll]) -> str:
     table = [
         [
             each.scenario,
-            f"{each.count:,}",
+            f"{each.entries:,}",
             percent(each.few),
             percent(each.all),
             percent(Interval(each.more.mean, each.more.half_width), signed=True),

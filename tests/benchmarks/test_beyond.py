@@ -66,6 +66,16 @@ def test_weights_are_scaled_along_the_inputs_directions():
     np.testing.assert_array_equal(got["dense1"]["bias"], 1)
 
 
+def test_moments_are_summed_over_images_and_places(monkeypatch):
+    monkeypatch.setattr(projection, "AT_ONCE", 2)
+    model = build_model("cnn", dataset="digits", image_shape=(8, 8, 1), num_classes=10)
+    params, images = model.init(0), np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
+    got = projection.second_moments(model, params, images)
+    for name, x in model.layer_inputs(params, jnp.asarray(images)).items():
+        rows = np.asarray(x).reshape(-1, x.shape[-1])
+        np.testing.assert_allclose(got[name], rows.T @ rows, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["mlp", "convnet"])
 def test_what_each_kernel_is_multiplied_with(name):
     model = build_model(name, dataset="digits", image_shape=(8, 8, 1), num_classes=10)

@@ -111,7 +111,7 @@ def test_comparisons_are_paired_by_seed():
 
 
 def test_few_entries_are_compared_with_all_of_them():
-    found = {each.count: each for each in needed.compare_with_all(ROWS, ["label"], 1.0)}
+    found = {each.entries: each for each in needed.compare_with_all(ROWS, ["label"], 1.0)}
     assert list(found) == [1, 10, 100]
     assert found[10].few.mean == pytest.approx(0.5)
     assert found[10].all.mean == pytest.approx(0.75)

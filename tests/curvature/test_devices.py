@@ -82,7 +82,7 @@ def num_operations(program):
 def test_no_example_moves_and_every_device_does_its_share(name, microbatch):
     work = WORKS[name](microbatch)
     (one, want), (many, got) = compiled(work, spread=False), compiled(work, spread=True)
-    text = many.as_text()
+    text = str(many.as_text())
     for collective in COLLECTIVES:
         assert not re.search(rf"\b{collective}(-start)?\(", text)
     assert re.search(r"\ball-reduce(-start)?\(", text)
