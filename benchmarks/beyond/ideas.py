@@ -25,3 +25,8 @@ class Idea(NamedTuple):
     """What it has to beat; nothing for what is only compared with."""
     judged_by: str = "recovery"
     """The figure by which it has to: `recovery` of the forget measure, `relearning` of it."""
+
+
+def by_way(way: str) -> Callable[[Bench], Callable[[int, float], Any]]:
+    """What `sparsity` calls by that name, as an idea to compare with."""
+    return lambda bench: lambda count, rate: bench.run(way, count, rate, None)[0]

@@ -24,6 +24,8 @@ NUM_TRUSTED = 1_000
 """Retained examples with the lowest loss, as many as the source takes."""
 AT_ONCE = 50
 """Images whose inputs are held at once."""
+Directions = dict[str, tuple[Any, Any]]
+"""Of each layer's inputs: second moments, and the directions they lie along as columns."""
 SCALES = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
 
 
@@ -57,27 +59,30 @@ def _moments(model: Model, params: Any, images: jax.Array) -> dict[str, jax.Arra
     return {name: x.T @ x for name, x in rows.items()}
 
 
-def projected(
-    params: Any, moments: dict[str, jax.Array], scale: float, seed: int | None = None
-) -> Any:
+def directions(moments: dict[str, jax.Array], seed: int | None = None) -> Directions:
+    """The eigenvectors of second moments, or as many random directions, with the eigenvalues."""
+    found = {name: tuple(jnp.linalg.eigh(moment)) for name, moment in moments.items()}
+    if seed is None:
+        return found
+    turn = lambda size: ortho_group.rvs(size, random_state=seed).astype(np.float32)
+    return {name: (values, turn(len(values))) for name, (values, _) in found.items()}
+
+
+def projected(params: Any, along: Directions, scale: float) -> Any:
     """The parameters with every layer's kernel projected; biases stay.
 
     Args:
       params: of layers side by side.
-      moments: the second moment of the inputs of each of them.
+      along: the directions of the inputs of each of them.
       scale: how much is kept: at 1 each direction's share, without bound everything.
-      seed: of random directions in place of the eigenvectors; None for the eigenvectors.
     """
     return {
-        name: layer | {"kernel": _project(layer["kernel"], moments[name], scale, seed)}
+        name: layer | {"kernel": _project(layer["kernel"], *along[name], scale)}
         for name, layer in params.items()
     }
 
 
-def _project(kernel: jax.Array, moment: jax.Array, scale: float, seed: int | None) -> jax.Array:
-    values, vectors = jnp.linalg.eigh(moment)
-    if seed is not None:
-        vectors = ortho_group.rvs(len(values), random_state=seed).astype(np.float32)
+def _project(kernel: jax.Array, values: Any, vectors: Any, scale: float) -> jax.Array:
     share = jnp.maximum(values, 0) / values.sum()
     importance = scale * share / ((scale - 1) * share + 1)
     matrix = kernel.reshape(-1, kernel.shape[-1])
@@ -86,8 +91,8 @@ def _project(kernel: jax.Array, moment: jax.Array, scale: float, seed: int | Non
 
 def _begin(bench: Bench, *, at_random: bool) -> Callable[[int, float], Any]:
     start, seed = bench.start, bench.evidence.case.seed if at_random else None
-    moments = second_moments(start.model, start.params, trusted(bench))
-    return lambda size, scale: projected(start.params, moments, scale, seed)
+    along = directions(second_moments(start.model, start.params, trusted(bench)), seed)
+    return lambda size, scale: projected(start.params, along, scale)
 
 
 def _idea(summary: str, *, at_random: bool, controls: tuple[str, ...] = ()) -> Idea:

@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks.beyond import eigenbasis, projection, relearning, units
-from benchmarks.beyond.ideas import Idea
+from benchmarks.beyond.ideas import Idea, by_way
 from benchmarks.learning.settings import Settings
-from benchmarks.methods.bench import FULL, RATES, REFERENCES, Bench, move
+from benchmarks.methods.bench import FULL, RATES, REFERENCES, Bench
 from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.tuning import TUNING_SEED, try_all, tuning_seeds
 from benchmarks.tools.records import Journal
@@ -21,15 +20,10 @@ TOLERATED = 0.02
 """What of the objective an idea against relearning may lose for its strength."""
 
 
-def _all_entries(bench: Bench) -> Callable[[int, float], Any]:
-    mask = jax.tree.map(lambda x: np.ones(x.shape, bool), bench.start.params)
-    return lambda size, rate: move(bench.start, mask, rate)
-
-
 ALL: dict[str, Idea] = (
     {
         FULL: Idea(
-            "all entries", ("label", "backdoor"), 1.0, (0,), "learning rate", RATES, _all_entries
+            "all entries", ("label", "backdoor"), 1.0, (0,), "learning rate", RATES, by_way(FULL)
         )
     }
     | eigenbasis.IDEAS

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.beyond.ideas import Idea
+from benchmarks.beyond.ideas import Idea, by_way
 from benchmarks.beyond.steps import mean_gradient, take_steps
 from benchmarks.measures.metrics import accuracy
 from benchmarks.methods import curvature
 from benchmarks.methods.bench import RATES, Bench
 from benchmarks.methods.updates import mix_batches
-from benchmarks.methods.ways import PROPOSED, WAYS
+from benchmarks.methods.ways import PROPOSED
 
 NUMBERS = (1, 2, 4, 8, 16, 32)
 """How many units are set back in turn; each try takes its share of the steps."""
@@ -99,10 +99,6 @@ def search(bench: Bench, *, at_random: bool) -> Callable[[int, float], Any]:
     return run
 
 
-def _few_entries(bench: Bench) -> Callable[[int, float], Any]:
-    return lambda count, rate: WAYS[PROPOSED].run(bench.start, count, rate)[0]
-
-
 WHERE = (("backdoor",), 0.1)
 
 IDEAS = {
@@ -130,6 +126,6 @@ IDEAS = {
         (24,),
         "learning rate",
         RATES,
-        _few_entries,
+        by_way(PROPOSED),
     ),
 }

@@ -13,6 +13,7 @@ from benchmarks.reporting.needed import (
     by_seed,
     compare,
     compare_with_all,
+    measure_of,
     needed,
     part,
 )
@@ -27,6 +28,8 @@ from benchmarks.reporting.tables import (
 from benchmarks.sparsity.study import Study
 from benchmarks.tools.page import write_page
 from benchmarks.tools.statistics import interval
+
+_FIGURES = ("forget_accuracy", "attack_success")
 
 
 def write_sparsity(folder: Path, study: Study, trials: Rows, rows: Rows, command: str) -> None:
@@ -113,20 +116,24 @@ def _attack_table(rows: Rows, scenarios: Sequence[str], study: Study) -> str:
                 if row.get("membership_entropy") is not None
             ]
             if own:
-                figures = ["membership_entropy", "relearning_signed", "relearning_absolute"]
+                judged = next(f for f in _FIGURES if f.startswith(measure_of(scenario)))
+                figures = ["test_accuracy", judged, "membership_entropy"]
+                figures += ["relearning_signed", "relearning_absolute"]
                 means = [percent(interval([row[name] for row in own])) for name in figures]
                 entries = short_number(interval([row["changed_entries"] for row in own]).mean)
-                gaps = list(by_seed(own, "relearning_retained_gap").values())
-                by_retained = percent(interval(gaps)) if gaps else NONE
-                table.append([scenario, plain_name(way), entries, *means, by_retained])
-    headings = ["scenario", "way", "changed", "membership AUC %", "relearning, signed %"]
-    headings += ["relearning, absolute %", "by retained data, points"]
+                for name in ("relearning_retained", "relearning_retained_gap"):
+                    found = list(by_seed(own, name).values())
+                    means.append(percent(interval(found)) if found else NONE)
+                table.append([scenario, plain_name(way), entries, *means])
+    headings = ["scenario", "way", "changed", "test accuracy %", "forget or attack %"]
+    headings += ["membership AUC %", "relearning, signed %", "relearning, absolute %"]
+    headings += ["by retained data, %", "more than retrained, points"]
     text = (
         "Membership: the attack by modified entropy, poisoned examples against unseen ones made "
         "alike; the aim is the retrained model's figure. Relearning: the area between the model's "
         "relearning curve and the retrained model's; 0 is as slow to relearn as that one. By "
-        "retained data: what comes back by steps on retained examples alone, more than with the "
-        "retrained model; older records have no such figure."
+        "retained data: what comes back by steps on retained examples alone, and how much more "
+        "than with the retrained model; older records have no such figure."
     )
     return f"{text}\n\n{markdown_table(headings, table)}"
 

@@ -58,7 +58,8 @@ def test_weights_are_scaled_along_the_inputs_directions():
     rng = np.random.default_rng(0)
     inputs, kernel = rng.normal(size=(50, 4)) * [3, 1, 0.3, 0], rng.normal(size=(4, 2))
     params = {"dense1": {"kernel": jnp.asarray(kernel), "bias": jnp.ones(2)}}
-    got = projection.projected(params, {"dense1": jnp.asarray(inputs.T @ inputs)}, 100.0)
+    along = projection.directions({"dense1": jnp.asarray(inputs.T @ inputs)})
+    got = projection.projected(params, along, 100.0)
     _, sizes, directions = np.linalg.svd(inputs, full_matrices=True)
     share = sizes**2 / np.sum(sizes**2)
     want = directions.T @ np.diag(100 * share / (99 * share + 1)) @ directions @ kernel
