@@ -105,7 +105,8 @@ def top_entries(
     none = jnp.stack([0 * reached.low] * len(leaves))
     ties = lax.cond(jnp.all(exact), lambda _: none, count_ties, leaves)
     later = totals_so_far(jnp.concatenate([ties[1:], none[:1]]), reverse=True)
-    surplus = jnp.where(exact, 0, excess(reached, plus(count, later), ties))
+    in_all = jax.tree.map(lambda word: word[None], reached)
+    surplus = jnp.where(exact[None], 0, excess(in_all, plus(count, later), ties))
     sizes = jnp.asarray([leaf.size for leaf in leaves], jnp.uint32)
     sizes = sizes.reshape(-1, *[1] * reached.low.ndim)
     end, _ = _largest(
