@@ -1,7 +1,7 @@
 """Evidence: what unlearning forgot, what it kept, and what an attacker still finds.
 
 Pure functions of logits, losses, margins and parameters, and two loops that `jax.jit` compiles.
-Reals are float32 or wider inside, whatever came in. Nothing here goes through the host.
+Reals are float32 or wider inside, whatever came in. Nothing but `report` goes through the host.
 
 An example whose label lies outside [0, classes), such as -100, is ignored: figures come out as if
 it were not there. Functions of labels see that themselves, `margin` and `modified_entropy` mark it
@@ -25,6 +25,7 @@ from sapsel_jax.audit._klom import klom, klom_binned
 from sapsel_jax.audit._lira import Lira, u_lira
 from sapsel_jax.audit._recovery import Recovery, recovery, tug_of_war
 from sapsel_jax.audit._relearning import Relearning, RelearningArea, relearn, relearning_area
+from sapsel_jax.audit._report import report
 
 __all__ = [
     "Attack",
@@ -47,6 +48,7 @@ __all__ = [
     "recovery",
     "relearn",
     "relearning_area",
+    "report",
     "sparsity",
     "train_ensemble",
     "true_positive_rate",

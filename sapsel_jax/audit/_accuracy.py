@@ -91,7 +91,8 @@ def _share(hits: jax.Array, counts: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _is_hit(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return (jnp.argmax(logits, axis=-1) == labels) & ~jnp.any(jnp.isnan(logits), axis=-1)
+    best = jnp.argmax(logits, axis=-1).astype(labels.dtype)
+    return (best == labels) & ~jnp.any(jnp.isnan(logits), axis=-1)
 
 
 def _check_examples(labels: jax.Array) -> None:

@@ -34,6 +34,7 @@ MASK = {name: leaf > 0 for name, leaf in PARAMS.items()}
 DATA = (reals(NUM_EXAMPLES, 3), reals(NUM_EXAMPLES))
 ORIGINAL = (DATA[0][:2], DATA[1][:2] + 1)
 CORRECTED = (DATA[0][:2], DATA[1][:2])
+LABELLED = (DATA[0], np.arange(NUM_EXAMPLES, dtype=np.int32) % 2)
 BATCHES = (DATA[0][None, :2], DATA[1][None, :2])
 STARTS = {name: np.stack([leaf, leaf + 1]) for name, leaf in PARAMS.items()}
 IDS = np.asarray([[[0, 1]], [[2, 3]]], np.int32)
@@ -42,6 +43,10 @@ STEP_SIZES = np.asarray([0.1, 0.01], np.float32)
 
 def model_fn(params, example):
     return jnp.tanh(example[0] @ params["up"] + params["bias"]) @ params["down"]
+
+
+def logits_fn(params, inputs):
+    return inputs @ params["up"] + params["bias"]
 
 
 def output_loss(output, example):
@@ -267,6 +272,9 @@ CALLS = {
     ),
     "with_iteration": with_iteration,
     "audit.relearn": relearn,
+    "audit.report": lambda: audit.report(
+        logits_fn, PARAMS, {**PARAMS, "bias": PARAMS["bias"] + 1}, LABELLED, None, LABELLED
+    ),
     "audit.train_ensemble": train_ensemble,
 }
 for _name, (_fn, *_arguments) in audits.CALLS.items():
