@@ -78,7 +78,7 @@ def test_labels():
     assert changed(found["before"], found["result"].params) <= 24
     assert found["text"].startswith("24 of 2,410 entries (1 %) changed.\n")
     logits = found["model_fn"](found["result"].params, found["original"][0])
-    share = 100 * np.mean(np.argmax(logits, 1) == found["original"][1])
+    share = 100 * float(np.mean(np.argmax(logits, 1) == found["original"][1]))
     (told,) = re.findall(r", and ([\d.]+) % after\.", found["text"])
     assert float(told) == pytest.approx(share, abs=0.06)
     assert share < 10
@@ -129,7 +129,7 @@ def test_own_arrays_to_a_patch_and_a_report(tmp_path, monkeypatch):
     assert report.startswith("# Unlearning 240 rows\n\n24 of 2,410 entries (1 %) changed.\n")
     assert sap.describe_patch(patch) in report
     logits = found["logits_fn"](found["result"].params, found["corrected"][0])
-    right = 100 * np.mean(np.argmax(logits, 1) == found["right"])
+    right = 100 * float(np.mean(np.argmax(logits, 1) == found["right"]))
     (row,) = re.findall(r"corrected .* \| [\d.]+ % \| ([\d.]+) % \|", report)
     assert float(row) == pytest.approx(right, abs=0.06)
     assert right > 75
