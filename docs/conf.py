@@ -18,6 +18,7 @@ html_theme_options = {"show_toc_level": 2, "use_download_button": False}
 myst_heading_anchors = 3
 # The signature names the arguments; the text says what they are.
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
 # Sections of prose.
 napoleon_custom_sections = [("Returns", "prose"), ("Cost", "prose"), ("Source", "prose")]
 napoleon_use_ivar = True

@@ -1,5 +1,7 @@
 """Flax Linen with dropout: each example brings the key of its own dropout."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ model = Network()
 
 def loss_fn(params, example):
     x, y, key = example
-    logits = model.apply({"params": params}, x, False, rngs={"dropout": key})
+    logits: Any = model.apply({"params": params}, x, False, rngs={"dropout": key})
     return optax.softmax_cross_entropy_with_integer_labels(logits, y)
 
 
