@@ -54,6 +54,7 @@ def test_twelve_entries_of_any_model_unlearn_false_labels(name):
     assert 0 < changed(found["before"], found["after"]) <= 12
 
 
+@pytest.mark.slow
 def test_devices_select_what_one_device_selects():
     found = run("devices")
     assert found["mesh"].size == jax.device_count() == 8
