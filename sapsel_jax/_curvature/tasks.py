@@ -20,6 +20,7 @@ from sapsel_jax._primitives.tangents import (
     arrange,
     contract,
     dense,
+    factored,
     labels_of,
     unit_tangents,
 )
@@ -107,7 +108,7 @@ def _along(
     sizes = [label.size for label in order]
     # Before the cut an operation adds curvature where it bends. What follows the cut is in its
     # small Hessian, which the pushed tangents, or the rows, are multiplied with.
-    tangents = {task.site: start}
+    tangents = {task.site: factored(start)}
     total = spread(graph, task.nodes, values, tangents, adjoints, order, task.ends)
     if cut is None or task.cut is None:
         return jnp.broadcast_to(total, sizes)

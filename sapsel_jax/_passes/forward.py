@@ -5,6 +5,10 @@ g the adjoint of the operation's output, ẋ the tangents of its inputs. One fir
 direction is enough, for any loss.
 """
 
+import dataclasses
+import functools
+import itertools
+import operator
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
@@ -16,13 +20,18 @@ from sapsel_jax._graph.affine import is_affine
 from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.graph import Graph, Node, Values, restrict
 from sapsel_jax._primitives.tangents import (
+    Factor,
     Label,
     Tangent,
     Tangents,
     align,
     contract,
-    permute,
+    everywhere,
+    factored,
+    multiplied,
     placed,
+    squared,
+    untie_lost,
 )
 
 
@@ -58,17 +67,56 @@ def _push(
     graph: Graph, node: Node, positions: list[int], values: Values, tangents: Tangents
 ) -> list[Tangent | None]:
     inputs = [values[var] for var in node.ins]
+    moving, shared = _set_apart(graph, node, positions, tangents)
+    outs = _push_values(graph, node, positions, inputs, moving)
+    return [
+        out and factored(dataclasses.replace(out, factors=(*out.factors, *shared))) for out in outs
+    ]
+
+
+def _set_apart(
+    graph: Graph, node: Node, positions: list[int], tangents: Tangents
+) -> tuple[list[Tangent], tuple[Factor, ...]]:
+    """The tangents of the inputs without factors, and the factors that the output has in common.
+
+    A factor goes through an operation as it is if the operation keeps its axes apart, and if all
+    inputs that move have it on the same axis of the output. Others are multiplied out.
+    """
     moving = [tangents[node.ins[i]] for i in positions]
+    found: list[dict[tuple[int, tuple[int, ...]], tuple[Factor, Factor]]] = []
+    for i, tangent in zip(positions, moving, strict=True):
+        kept = axes_kept(graph, node, i, [bool(labels) for labels in tangent.tied])
+        mine = {}
+        for factor in tangent.factors:
+            axes = [kept[a] for a in factor.axes]
+            if all(a is not None and kept.count(a) == 1 for a in axes):
+                moved = dataclasses.replace(factor, axes=tuple(a for a in axes if a is not None))
+                mine[id(factor.array), moved.axes] = factor, moved
+        found.append(mine)
+    common = [key for key in found[0] if all(key in others for others in found)]
+    plain = []
+    for tangent, mine in zip(moving, found, strict=True):
+        apart = [mine[key][0] for key in common]
+        rest = multiplied(tangent, [factor for factor in tangent.factors if factor not in apart])
+        plain.append(dataclasses.replace(rest, factors=()))
+    return plain, tuple(found[0][key][1] for key in common)
+
+
+def _push_values(
+    graph: Graph, node: Node, positions: list[int], inputs: list[Any], moving: list[Tangent]
+) -> list[Tangent | None]:
     shape = graph.shape(node.outs[0])
     if node.elementwise and all(len(t.tied) == len(shape) for t in moving):
         return [_scale(graph, node, positions, inputs, moving)]
-    if len(positions) == 1:
-        (i,), (tangent,) = positions, moving
-        kept = axes_kept(graph, node, i, [bool(labels) for labels in tangent.tied])
-        push = node.facts.push
-        pushed = push and push(graph.signature(node), i, inputs, tangent, kept)
-        if pushed:
-            return [pushed]
+    push, parts = node.facts.push, []
+    if push and (len(positions) == 1 or node.facts.product):
+        for i, tangent in zip(positions, moving, strict=True):
+            kept = axes_kept(graph, node, i, [bool(labels) for labels in tangent.tied])
+            parts.append(push(graph.signature(node), i, inputs, tangent, kept))
+        if all(parts):
+            aligned = align(parts, [shape] * len(parts), [set()] * len(parts))
+            total = functools.reduce(operator.add, (part.value for part in aligned))
+            return [dataclasses.replace(aligned[0], value=total)]
     return _push_each(graph, node, positions, inputs, moving)
 
 
@@ -151,28 +199,16 @@ def _second(
         return 0.0
     inputs = [values[var] for var in node.ins]
     moving = [tangents[node.ins[i]] for i in positions]
+    if node.elementwise:
+        return _second_elementwise(graph, node, values, tangents, adjoints, order)
+    if node.facts.places:
+        places, sizes = node.facts.places(graph.signature(node))
+        return contract(moving, 2 * adjoints[node.outs[0]], order, places=places, sizes=sizes)
     points = [inputs[i] for i in positions]
     shapes = [graph.shape(node.ins[i]) for i in positions]
-    shape = graph.shape(node.outs[0])
-    same_shape = node.elementwise and all(s == shape for s in shapes)
     fn = restrict(node, positions, inputs)
-    if same_shape and len(positions) == 1:
-        ones = jnp.ones_like(points[0])
-        slope = lambda x: jax.jvp(fn, (x,), (ones,))[1][0]
-        bend = jax.jvp(slope, (points[0],), (ones,))[1]
-        (tangent,) = moving
-        square = Tangent(tangent.value**2, tangent.directions, tangent.tied)
-        return contract([square], bend * adjoints[node.outs[0]], order)
-    blocked = [set() if same_shape else set(range(len(s))) for s in shapes]
-    aligned = align(moving, shapes, blocked)
-    if same_shape and node.facts.product:
-        return contract(aligned, 2 * adjoints[node.outs[0]], order)
-    inner = node.facts.inner and len(moving) == 2 and node.facts.inner(graph.signature(node))
-    if inner:
-        # With the axes of both in one order an inner product is an elementwise product, summed.
-        swapped = permute(moving[1], inner)
-        aligned = align([moving[0], swapped], [shapes[0]] * 2, [set(), set()])
-        return contract(aligned, jnp.broadcast_to(2 * adjoints[node.outs[0]], shapes[0]), order)
+    blocked = [set(range(len(s))) for s in shapes]
+    aligned = align([multiplied(tangent) for tangent in moving], shapes, blocked)
     flat = _flatten(aligned, points)
     directions = aligned[0].directions
 
@@ -187,6 +223,46 @@ def _second(
         if var in adjoints:
             bend = bend.astype(wide_dtype(bend.dtype))
             bend = bend.reshape(*(label.size for label in directions), *graph.shape(var))
-            tied = aligned[0].tied if same_shape else ((),) * len(graph.shape(var))
+            tied = ((),) * len(graph.shape(var))
             total += contract([Tangent(bend, directions, tied)], adjoints[var], order)
     return total
+
+
+def _second_elementwise(
+    graph: Graph,
+    node: Node,
+    values: Values,
+    tangents: Tangents,
+    adjoints: Values,
+    order: Sequence[Label],
+) -> Any:
+    """The same place by place, from the second derivatives in each pair of inputs."""
+    adjoint = adjoints[node.outs[0]]
+    moving: dict[int, Tangent] = {}
+    for i, var in enumerate(node.ins):
+        if var in tangents:
+            shape = graph.shape(var)
+            tangent = untie_lost(tangents[var], shape, axes_kept(graph, node, i, ()))
+            moving[var] = tangent if shape else everywhere(tangent, adjoint.ndim)
+    total: Any = 0.0
+    for a, b in itertools.combinations_with_replacement(moving, 2):
+        if is_affine(graph, node, [i for i, var in enumerate(node.ins) if var in (a, b)]):
+            continue
+        bend = _bend(node, a, b, values)
+        if a == b:
+            total += contract([squared(moving[a])], bend * adjoint, order)
+        else:
+            total += contract([moving[a], moving[b]], 2 * bend * adjoint, order)
+    return total
+
+
+def _bend(node: Node, a: int, b: int, values: Values) -> jax.Array:
+    """The second derivative of an elementwise operation in two of its inputs, place by place."""
+    along = lambda fn, x: jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]
+
+    def slope(other: jax.Array) -> jax.Array:
+        now = {**values, b: other}
+        fn = lambda x: node.apply(*({**now, a: x}[var] for var in node.ins))[0]
+        return along(fn, now[a])
+
+    return along(slope, values[b])

@@ -18,7 +18,7 @@ from sapsel_jax._graph.graph import Graph, Values
 from sapsel_jax._graph.sites import Use, find_uses
 from sapsel_jax._passes.forward import spread
 from sapsel_jax._primitives.lookups import rows_read
-from sapsel_jax._primitives.tangents import Label, Tangent, arrange, labels_of, unit_tangents
+from sapsel_jax._primitives.tangents import Label, Tangent, arrange, labels_of, multiplied, unit_tangents
 
 
 def lift(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[Label, ...]]:
@@ -37,7 +37,7 @@ def lift(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[Label, 
         tangent = unit_tangents(graph.shape(var), graph.avals[var].dtype)
         tangents, path, labels = {var: tangent}, use.path, labels_of(tangent)
     spread(graph, path, values, tangents)
-    return tangents[use.site], labels
+    return multiplied(tangents[use.site]), labels
 
 
 def _lift_rows(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[Label, ...]]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sapsel_jax._primitives.signature import Kept, Signature
-from sapsel_jax._primitives.tangents import Tangent, placed
+from sapsel_jax._primitives.tangents import Place, Tangent, placed
 
 
 def axes(signature: Signature, position: int, marked: Sequence[bool]) -> Kept:
@@ -65,12 +65,18 @@ def push(
     return Tangent(result, labels, placed(tangent.tied, kept, len(out)))
 
 
-def inner(signature: Signature) -> list[int] | None:
-    """The order of the right's axes in which an inner product is Σ left · right, entry by entry."""
-    if signature.out:
-        return None
-    (left, right), _ = signature.params["dimension_numbers"]
-    return [right[left.index(a)] for a in range(len(left))]
+def places(signature: Signature) -> tuple[list[list[tuple[int, int]]], dict[Place, int]]:
+    """Names for the axes of both inputs and of the output, and the sizes of those summed over."""
+    contracted, batch = signature.params["dimension_numbers"]
+    names = [[(side, a) for a in range(len(shape))] for side, shape in enumerate(signature.shapes)]
+    for left, right in (contracted, batch):
+        for a, b in zip(left, right, strict=True):
+            names[1][b] = (0, a)
+    out = [(0, a) for a in batch[0]]
+    for side in (0, 1):
+        bound = (*contracted[side], *batch[side])
+        out += [name for a, name in enumerate(names[side]) if a not in bound]
+    return [*names, out], {(0, a): signature.shapes[0][a] for a in contracted[0]}
 
 
 def work(signature: Signature) -> float:

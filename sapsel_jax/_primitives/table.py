@@ -13,7 +13,7 @@ import jax
 
 from sapsel_jax._primitives import axes, convolutions, lookups, products, reshaping
 from sapsel_jax._primitives.signature import AxesRule, Kept, Signature
-from sapsel_jax._primitives.tangents import Tangent
+from sapsel_jax._primitives.tangents import Place, Tangent
 
 Push = Callable[[Signature, int, Sequence[Any], Tangent, Kept], Tangent | None]
 Pull = Callable[
@@ -42,8 +42,8 @@ class Primitive:
       pulls_singly: several cotangents are pulled back one after the other, which is faster on CPU.
       contracts: it sums over axes that its inputs share; tangents tied to such an axis have one
         entry in each sum, which is not taken.
-      inner: where both inputs move, the order of the axes of the second in which the output is a
-        sum of products entry by entry; None where it is not.
+      places: names for the axes of a product of two inputs: those of each, and of the output; and
+        the sizes of the axes that are summed over.
       run: the operation as a function, where there is a better one than the primitive itself.
       reads_rows: whether it looks up whole rows of its first input.
       work: multiplications and additions; without it, what goes in and comes out is counted.
@@ -62,7 +62,7 @@ class Primitive:
     pulls_all: bool = False
     pulls_singly: bool = False
     contracts: bool = False
-    inner: Callable[[Signature], list[int] | None] | None = None
+    places: Callable[[Signature], tuple[Sequence[Sequence[Place]], dict[Place, int]]] | None = None
     run: Callable[[Signature], Callable[..., Sequence[Any]] | None] | None = None
     reads_rows: Callable[[Signature], bool] | None = None
     work: Callable[[Signature], float] | None = None
@@ -145,7 +145,7 @@ TABLE: dict[str, Primitive] = {
         push=products.push,
         pulls_singly=True,
         contracts=True,
-        inner=products.inner,
+        places=products.places,
         run=products.run,
         work=products.work,
     ),

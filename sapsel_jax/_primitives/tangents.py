@@ -2,11 +2,14 @@
 
 The directions are usually unit vectors, and most of their tangents are zero in a known pattern: a
 weight of output channel o moves channel o alone, until channels are mixed. A `Tangent` stores only
-the rest.
+the rest. What is stored is a product, too: the weight from channel i moves channel o at place t by
+xₜᵢ times what the unit vector of channel o does there, until places are mixed.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+import math
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -23,8 +26,23 @@ class Label:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Factor:
+    """Numbers that tangents are multiplied by.
+
+    Attributes:
+      array: an axis for each label, then one for each of `axes`.
+      labels: directions that nothing else of the tangent depends on.
+      axes: of the variable.
+    """
+
+    array: jax.Array
+    labels: tuple[Label, ...]
+    axes: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tangent:
-    """The tangents of one variable along all directions.
+    """The tangents of one variable along all directions: `value`, times every factor.
 
     A direction is one index for each label. The labels in `directions` are leading axes of `value`.
     The labels in `tied[a]` go with axis a of the variable: the tangent is zero but where their
@@ -35,6 +53,7 @@ class Tangent:
     value: jax.Array
     directions: tuple[Label, ...]
     tied: tuple[tuple[Label, ...], ...]
+    factors: tuple[Factor, ...] = ()
 
 
 Tangents = dict[int, Tangent]
@@ -47,37 +66,134 @@ def unit_tangents(shape: tuple[int, ...], dtype: Any) -> Tangent:
 
 
 def labels_of(tangent: Tangent) -> tuple[Label, ...]:
-    """All labels of a tangent, those of the axes last."""
-    return tangent.directions + tuple(label for labels in tangent.tied for label in labels)
+    """All labels of a tangent: those of factors, of directions, and of the axes."""
+    of_factors = (label for factor in tangent.factors for label in factor.labels)
+    of_axes = (label for labels in tangent.tied for label in labels)
+    return (*of_factors, *tangent.directions, *of_axes)
+
+
+def factored(tangent: Tangent) -> Tangent:
+    """The same tangents with all that is stored as a factor, where no tied axis needs it."""
+    sizes = tangent.value.shape[len(tangent.directions) :]
+    varies = [size != 1 for size in sizes]
+    if not tangent.directions or any(v and t for v, t in zip(varies, tangent.tied, strict=True)):
+        return tangent
+    axes = tuple(a for a, v in enumerate(varies) if v)
+    lead = tangent.value.shape[: len(tangent.directions)]
+    array = tangent.value.reshape(*lead, *(sizes[a] for a in axes))
+    ones = jnp.ones((1,) * len(sizes), tangent.value.dtype)
+    factor = Factor(array, tangent.directions, axes)
+    return Tangent(ones, (), tangent.tied, (*tangent.factors, factor))
+
+
+def multiplied(tangent: Tangent, factors: Sequence[Factor] | None = None) -> Tangent:
+    """The same tangents with some factors, or all, multiplied out."""
+    some = tangent.factors if factors is None else factors
+    value, directions, rank = tangent.value, tangent.directions, len(tangent.tied)
+    for factor in some:
+        count = len(factor.labels)
+        order = sorted(range(len(factor.axes)), key=factor.axes.__getitem__)
+        array = factor.array.transpose(*range(count), *(count + i for i in order))
+        sizes = [1] * rank
+        for i in order:
+            sizes[factor.axes[i]] = factor.array.shape[count + i]
+        array = array.reshape(*array.shape[:count], *(1,) * len(directions), *sizes)
+        value = array * value.reshape(*(1,) * count, *value.shape)
+        directions = factor.labels + directions
+    rest = tuple(factor for factor in tangent.factors if factor not in some)
+    return Tangent(value, directions, tangent.tied, rest)
+
+
+def squared(tangent: Tangent) -> Tangent:
+    """The squares, entry by entry."""
+    factors = (Factor(f.array**2, f.labels, f.axes) for f in tangent.factors)
+    return Tangent(tangent.value**2, tangent.directions, tangent.tied, tuple(factors))
+
+
+def everywhere(tangent: Tangent, rank: int) -> Tangent:
+    """The tangents of a number as those of an array of this rank that holds it everywhere."""
+    value = tangent.value.reshape(*tangent.value.shape, *(1,) * rank)
+    return dataclasses.replace(tangent, value=value, tied=((),) * rank)
+
+
+Place = Hashable
+"""A name for an axis that several arrays share."""
 
 
 def contract(
-    factors: Sequence[Tangent], weights: Any, order: Sequence[Label], num_rows: int = 0
+    tangents: Sequence[Tangent],
+    weights: Any,
+    order: Sequence[Label],
+    num_rows: int = 0,
+    places: Sequence[Sequence[Place]] | None = None,
+    sizes: dict[Place, int] | None = None,
 ) -> jax.Array:
-    """Σ weights · Π factors over the axes that no label is tied to.
+    """Σ weights · Π tangents over the places that no label is tied to.
 
-    `factors` are tangents of one variable with the same labels in the same places; `weights` has
-    `num_rows` leading axes and then those of the variable. The result has the leading axes and then
-    an axis for each label in `order`.
+    Args:
+      tangents: with the same labels.
+      weights: of shape (*rows, *places).
+      order: the labels, as the axes of the result are wanted.
+      num_rows: how many leading axes of `weights` are kept.
+      places: the names of the axes of each tangent's variable, and last of those of `weights`;
+        without, the axes of all have the same names.
+      sizes: of the places that `weights` has no axis for.
+
+    Returns:
+      An array of shape (*rows, *order).
     """
-    first = factors[0]
-    num_directions, rank = len(first.directions), len(first.tied)
-    letters = [chr(97 + i) for i in range(26)] + [chr(65 + i) for i in range(26)]
-    rows, directions = letters[:num_rows], letters[num_rows : num_rows + num_directions]
-    axes = letters[num_rows + num_directions :][:rank]
-    operands, terms = [], []
-    for factor in factors:
-        keep = [size != 1 for size in factor.value.shape[num_directions:]]
-        drop = [num_directions + a for a in range(rank) if not keep[a]]
-        operands.append(jnp.squeeze(widen(factor.value), drop))
-        names = [axis for axis, kept in zip(axes, keep, strict=True) if kept]
-        terms.append("".join(directions + names))
-    operands.append(widen(weights))
-    terms.append("".join(rows + axes))
-    tied = [axis for axis, labels in zip(axes, first.tied, strict=True) if labels]
-    result = "".join(rows + directions + tied)
-    total = jnp.einsum(f"{','.join(terms)}->{result}", *operands)
-    return arrange(total, labels_of(first), order, num_rows)
+    weights = widen(weights)
+    places = places or [range(weights.ndim - num_rows)] * (len(tangents) + 1)
+    letter = itertools.count()
+    label_letters = {label: next(letter) for label in order}
+    rows = [next(letter) for _ in range(num_rows)]
+    bound: dict[Place, tuple[Label, ...]] = {}
+    for i, tangent in enumerate(tangents):
+        shape = [math.prod(label.size for label in labels) for labels in tangent.tied]
+        loose = []
+        for axis, labels in enumerate(tangent.tied):
+            if labels and bound.setdefault(places[i][axis], labels) != labels:
+                loose.append(axis)
+        tangents = [*tangents[:i], untie(tangent, shape, loose), *tangents[i + 1 :]]
+    letters = {
+        place: [label_letters[x] for x in bound[place]] if place in bound else [next(letter)]
+        for place in dict.fromkeys(itertools.chain(*places))
+    }
+
+    def named(array: jax.Array, lead: Sequence[int], names: Sequence[Place]) -> list[Any]:
+        """An operand of `einsum`, without the axes along which nothing changes."""
+        lengths, subscripts = list(array.shape[: len(lead)]), list(lead)
+        for name, size in zip(names, array.shape[len(lead) :], strict=True):
+            if size != 1:
+                labels = bound.get(name)
+                lengths += [label.size for label in labels] if labels else [size]
+                subscripts += letters[name]
+        return [array.reshape(lengths), subscripts]
+
+    operands = []
+    for tangent, names in zip(tangents, places[:-1], strict=True):
+        for factor in tangent.factors:
+            lead = [label_letters[label] for label in factor.labels]
+            operands += named(widen(factor.array), lead, [names[a] for a in factor.axes])
+        lead = [label_letters[label] for label in tangent.directions]
+        operands += named(widen(tangent.value), lead, names)
+    shape = [*weights.shape[:num_rows]]
+    operands += [weights.reshape(*shape, *_split(weights.shape[num_rows:], places[-1], bound))]
+    operands += [[*rows, *itertools.chain(*(letters[name] for name in places[-1]))]]
+    for name, size in (sizes or {}).items():
+        ones = jnp.ones(_split([size], [name], bound), weights.dtype)
+        operands += [ones, letters[name]]
+    return jnp.einsum(*operands, [*rows, *(label_letters[label] for label in order)])
+
+
+def _split(
+    sizes: Sequence[int], names: Sequence[Place], bound: dict[Place, tuple[Label, ...]]
+) -> list[int]:
+    """The lengths of axes, with an axis for each label where several are tied to one."""
+    split: list[int] = []
+    for size, name in zip(sizes, names, strict=True):
+        split += [label.size for label in bound[name]] if name in bound else [size]
+    return split
 
 
 def arrange(
@@ -105,7 +221,7 @@ def untie(tangent: Tangent, shape: Sequence[int], axes: Iterable[int]) -> Tangen
         sizes = [label.size for label in labels]
         value = value.reshape(*value.shape[:place], *sizes, *value.shape[place + 1 :])
         tied = (*tangent.tied[:axis], (), *tangent.tied[axis + 1 :])
-        tangent = Tangent(value, tangent.directions + labels, tied)
+        tangent = Tangent(value, tangent.directions + labels, tied, tangent.factors)
     return tangent
 
 
@@ -116,7 +232,7 @@ def untie_lost(tangent: Tangent, shape: Sequence[int], kept: Sequence[int | None
 
 def dense(tangent: Tangent, shape: tuple[int, ...], order: Sequence[Label]) -> jax.Array:
     """The tangents as one array with an axis for each label in `order` and then the variable's."""
-    tangent = reorder(untie(tangent, shape, range(len(shape))), order)
+    tangent = reorder(untie(multiplied(tangent), shape, range(len(shape))), order)
     return jnp.broadcast_to(tangent.value, (*(label.size for label in order), *shape))
 
 
