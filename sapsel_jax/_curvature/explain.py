@@ -152,7 +152,8 @@ def _planned(
     if use.entry is not None:
         entered_by = use.entry.params.get("for", use.entry.name)
         site = f"{entered_by} -> {_shape_text(graph.shape(use.site))}"
-    cut = "" if task.cut is None else _shape_text(graph.shape(task.cut))
+    last = task.cut if task.wide is None else task.wide.var
+    cut = "" if last is None else _shape_text(graph.shape(last))
     where = "at the leaf" if use.reason or not task.shared else "at the site"
     products = task.num_entries
     if task.way == "rows":

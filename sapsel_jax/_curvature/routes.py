@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterable, Sequence, Set
 from typing import Literal, NamedTuple
 
+from sapsel_jax._curvature.forms import follow
+from sapsel_jax._curvature.wide_cuts import WideCut, find_wide_cut
 from sapsel_jax._graph.affine import has_forward_rule
-from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.graph import Graph, Node
 from sapsel_jax._graph.reach import bending, leading_to, leads_to, varies
 from sapsel_jax._graph.sites import Use
 from sapsel_jax._passes.lifts import Structure, by_site
-from sapsel_jax._primitives.tangents import Label, Tangent, labels_of, placed, unit_tangents
+from sapsel_jax._primitives.tangents import Tangent, labels_of, unit_tangents
 
 ELEMENTWISE_WORK = 8
 """What one entry of an elementwise operation counts, against one multiply or add of a product."""
@@ -43,6 +44,7 @@ class Task:
       varying: whether the curvature differs between examples.
       num_entries: how many directions there are.
       cut: the variable whose small Hessian stands for all that follows it, if there is one.
+      wide: the wide cut before it that tangents are pushed to, if there is one.
       way: tangents pushed `forward` to the cut or the end; `rows` pulled back from the cut;
         Hessian-vector `products`.
       work: floating-point operations per example, but for what tasks with the same cut share.
@@ -58,6 +60,7 @@ class Task:
     varying: bool
     num_entries: int
     cut: int | None
+    wide: WideCut | None
     way: Way
     work: float
     memory: float
@@ -97,6 +100,7 @@ class Option(NamedTuple):
       cut: see `Task`.
       nodes: see `Task`.
       ends: see `Task`.
+      wide: see `Task`.
     """
 
     total: float
@@ -106,6 +110,7 @@ class Option(NamedTuple):
     cut: int | None
     nodes: Sequence[Node] = ()
     ends: Set[Node] = frozenset()
+    wide: WideCut | None = None
 
 
 def rows_of_cuts(tasks: Iterable[Task]) -> dict[int, list[int]]:
@@ -114,7 +119,9 @@ def rows_of_cuts(tasks: Iterable[Task]) -> dict[int, list[int]]:
     for task in tasks:
         if task.cut is not None:
             pulled = sites.setdefault(task.cut, [])
-            if task.way == "rows":
+            if task.wide is not None:
+                pulled.append(task.wide.var)
+            elif task.way == "rows":
                 pulled.append(task.site)
     return sites
 
@@ -150,8 +157,11 @@ class _Finder:
         self.graph = graph
         self.work = functools.cache(self._work)
         self.hessian = functools.cache(self._hessian)
+        self.wide_cut = functools.cache(self._wide_cut)
         self.paid: dict[int, set[int]] = {}
         """For each cut that is used, the variables that rows are pulled back to anyway."""
+        self.blocks: set[WideCut] = set()
+        """The wide cuts that are used."""
         moving = lambda node: sum(bool(graph.sources[var]) for var in node.ins)
         operations = sum(self.work(node) + moving(node) * self.back(node) for node in graph.nodes)
         self.gradient = max(operations, 1.0)  # a loss without operations has a gradient, too
@@ -163,7 +173,9 @@ class _Finder:
 
     def pay_for(self, tasks: Iterable[Task]) -> float:
         """Notes what the cuts of these tasks need, and returns its work."""
-        graph, total = self.graph, 0.0
+        graph = self.graph
+        self.blocks = {task.wide for task in tasks if task.wide is not None}
+        total = sum(wide.work for wide in self.blocks)
         for cut, sites in rows_of_cuts(tasks).items():
             between = graph.before([cut], graph.after(sites)) if sites else []
             self.paid[cut] = {*sites, *(var for node in between for var in node.outs)}
@@ -195,7 +207,49 @@ class _Finder:
             near, ends = leading_to(graph, bends, between)
             if all(has_forward_rule(graph, node) for node in near):
                 options.append(self._rows(site, start, shared, between, cut, near, ends))
+        for var in self._wide_vars(site):
+            wide, between = self.wide_cut(var), graph.before([var], after)
+            if wide and all(has_forward_rule(graph, node) for node in between):
+                options.append(self._to_blocks(site, start, between, wide))
         return self._task(uses, start, shared, min(options, key=lambda option: option.total))
+
+    def _wide_vars(self, site: int) -> list[int]:
+        """The variables that everything a site does passes through, as far as they are compared."""
+        graph = self.graph
+        wide = [var for var in graph.cuts(site) if len(graph.shape(var)) > 1]
+        return sorted(wide, key=graph.size)[:MAX_CUTS]
+
+    def _wide_cut(self, var: int) -> WideCut | None:
+        """The wide cut of a variable that takes the least work, if it is one."""
+        bends = bending(self.graph, var, self.graph.after([var]))
+        found = [
+            (wide.work + self._behind(wide), wide)
+            for cut in (*self._cuts(var, bends), None)
+            if (wide := find_wide_cut(self.graph, var, cut, self.work))
+        ]
+        return min(found, key=lambda pair: pair[0], default=(0.0, None))[1]
+
+    def _behind(self, wide: WideCut) -> float:
+        """The work of the Hessian in the small cut of a wide one, and of the rows between."""
+        if wide.cut is None or wide.var in self.paid.get(wide.cut, ()):
+            return 0.0
+        between = self.graph.before([wide.cut], self.graph.after([wide.var]))
+        rows = self.graph.size(wide.cut) * sum(map(self.back, between))
+        return rows + (0.0 if wide.cut in self.paid else self.hessian(wide.cut))
+
+    def _to_blocks(
+        self, site: int, start: Tangent, between: Sequence[Node], wide: WideCut
+    ) -> Option:
+        graph = self.graph
+        own, memory, forms = follow(graph, site, start, between, self.work)
+        entries = forms[wide.var].entries(graph.shape(wide.var))
+        own += 2.0 * entries * wide.block
+        if wide.cut is not None:
+            size = graph.size(wide.cut)
+            own += 2.0 * size * (entries + size * _count(start))
+        total = own + self._behind(wide) + (0.0 if wide in self.blocks else wide.work)
+        memory = max(memory, wide.memory)
+        return Option(total, own, memory, "forward", wide.cut, between, frozenset(), wide)
 
     def _cuts(self, site: int, bends: Sequence[Node]) -> list[int]:
         """The cuts of a site that are worth comparing: small, with something bent behind."""
@@ -231,7 +285,7 @@ class _Finder:
         ends: Set[Node],
         cut: int | None,
     ) -> Option:
-        own, memory = self._follow(site, start, nodes)
+        own, memory, _ = follow(self.graph, site, start, nodes, self.work)
         shared_work = 0.0
         if cut is not None:
             size = self.graph.size(cut)
@@ -251,7 +305,7 @@ class _Finder:
         ends: Set[Node],
     ) -> Option:
         graph, size = self.graph, self.graph.size(cut)
-        own, memory = self._follow(site, start, near)
+        own, memory, _ = follow(graph, site, start, near, self.work)
         own += 2.0 * size * size * _count(start)
         if not shared:
             own += 2.0 * size * math.prod(start.value.shape) * _untouched(graph, site, start)
@@ -275,6 +329,7 @@ class _Finder:
             varying=varies(self.graph, site),
             num_entries=count,
             cut=option.cut,
+            wide=option.wide,
             way=option.way,
             work=option.work + sums,
             memory=memory,
@@ -294,40 +349,6 @@ class _Finder:
         if node.elementwise:
             return float(ELEMENTWISE_WORK * size)
         return float(size + sum(self.graph.size(var) for var in node.ins))
-
-    def _follow(self, site: int, start: Tangent, nodes: Sequence[Node]) -> tuple[float, float]:
-        """The work and the largest temporary of pushing tangents through operations."""
-        tied: dict[int, tuple[tuple[Label, ...], ...]] = {site: start.tied}
-        labels = labels_of(start)
-        everything = math.prod(label.size for label in labels)
-        total, largest = 0.0, float(math.prod(start.value.shape))
-        for node in nodes:
-            positions = [i for i, var in enumerate(node.ins) if var in tied]
-            if not positions:
-                continue
-            results = []
-            for i in positions:
-                mine = tied[node.ins[i]]
-                kept = axes_kept(self.graph, node, i, [bool(x) for x in mine])
-                results.append(placed(mine, kept, len(self.graph.shape(node.outs[0]))))
-            same = all(result == results[0] for result in results)
-            out = results[0] if same else ((),) * len(results[0])
-            bound = math.prod(label.size for axis in out for label in axis)
-            entries = everything / max(bound, 1)
-            # A product with something fixed takes tied tangents as they are and unties them by the
-            # product itself; any other operation runs once for each direction that comes out.
-            if node.facts.contracts and len(positions) == 1:
-                before = math.prod(x.size for axis in tied[node.ins[positions[0]]] for x in axis)
-                pushes = everything / max(before, 1)
-            else:
-                pushes = entries
-            total += pushes * self.work(node)
-            largest = max(largest, entries * self.graph.size(node.outs[0]))
-            for var in node.outs:
-                if self.graph.sources[var]:
-                    rank = len(self.graph.shape(var))
-                    tied[var] = out if len(out) == rank else ((),) * rank
-        return total, largest
 
 
 def _count(start: Tangent) -> int:

@@ -10,6 +10,7 @@ from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._curvature.basis import diagonal_by_products
 from sapsel_jax._curvature.hessians import hessian
 from sapsel_jax._curvature.routes import Task, rows_of_cuts
+from sapsel_jax._curvature.wide_cuts import Blocks, WideCut
 from sapsel_jax._graph.graph import Graph, Values, tail
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.forward import spread
@@ -57,15 +58,24 @@ def records_of_tasks(
 ) -> list[Record]:
     """The curvature of one example for every use of some tasks; `adjoints` as in `curvature`."""
     cuts = open_cuts(graph, values, tasks)
+    blocks = {}
+    if adjoints is not None:
+        wide = {task.wide for task in tasks if task.wide is not None}
+        blocks = {one: Blocks(graph, values, one, adjoints) for one in wide}
     records = []
     for task in tasks:
-        result = curvature(graph, task, values, cuts, adjoints)
+        result = curvature(graph, task, values, cuts, blocks, adjoints)
         records += records_of_uses(graph, task.uses, task.shared, values, result)
     return records
 
 
 def curvature(
-    graph: Graph, task: Task, values: Values, cuts: dict[int, Cut], adjoints: Values | None
+    graph: Graph,
+    task: Task,
+    values: Values,
+    cuts: dict[int, Cut],
+    blocks: dict[WideCut, Blocks],
+    adjoints: Values | None,
 ) -> jax.Array:
     """The second derivative along every direction of a task.
 
@@ -74,6 +84,7 @@ def curvature(
       task: where, and which way.
       values: of all variables.
       cuts: those of the task and of others.
+      blocks: the Hessians in wide cuts, in the same way.
       adjoints: of the variables after the site; None leaves out all curvature before the cut.
 
     Returns:
@@ -91,7 +102,8 @@ def curvature(
         along = diagonal_by_products(output, values[task.site], directions)
         return along.reshape([label.size for label in order])
     cut = None if task.cut is None else cuts[task.cut]
-    run = lambda start, order: _along(graph, task, values, cut, adjoints, start, order)
+    wide = None if task.wide is None else blocks[task.wide]
+    run = lambda start, order: _along(graph, task, values, cut, wide, adjoints, start, order)
     return run(start, order) if task.chunk is None else _in_chunks(graph, task, start, order, run)
 
 
@@ -100,6 +112,7 @@ def _along(
     task: Task,
     values: Values,
     cut: Cut | None,
+    wide: Blocks | None,
     adjoints: Values | None,
     start: Tangent,
     order: tuple[Label, ...],
@@ -110,6 +123,13 @@ def _along(
     # small Hessian, which the pushed tangents, or the rows, are multiplied with.
     tangents = {task.site: factored(start)}
     total = spread(graph, task.nodes, values, tangents, adjoints, order, task.ends)
+    if wide is not None and task.wide is not None:
+        moved = tangents[task.wide.var]
+        total += wide.along(moved, order)
+        if cut is not None:
+            rows = contract([moved], cut.rows[task.wide.var], order, num_rows=1)
+            total += jnp.sum(jnp.tensordot(cut.hessian, rows, 1) * rows, 0)
+        return total
     if cut is None or task.cut is None:
         return jnp.broadcast_to(total, sizes)
     if task.way == "forward":

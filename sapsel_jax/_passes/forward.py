@@ -9,7 +9,8 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -30,9 +31,13 @@ from sapsel_jax._primitives.tangents import (
     factored,
     multiplied,
     placed,
+    relabelled,
     squared,
     untie_lost,
 )
+
+Twins = Mapping[Label, Label]
+"""For some labels another one of the same size."""
 
 
 def spread(
@@ -43,12 +48,14 @@ def spread(
     adjoints: Values | None = None,
     order: Sequence[Label] = (),
     ends: Container[Node] = (),
+    twins: Twins = MappingProxyType({}),
 ) -> Any:
     """Carries tangents through operations, adding them to `tangents`.
 
     Returns the curvature that they met, with an axis for each label in `order`: the sum of
     ⟨g, D²f[ẋ, ẋ]⟩ over the operations that are not affine, or 0 without `adjoints`. Tangents go no
-    further than the operations in `ends`.
+    further than the operations in `ends`. With `twins` it is ⟨g, D²f[ẋ, ẏ]⟩, or something else with
+    the same quadratic form, where the labels of ẏ are those of ẋ, or their twins.
     """
     curvature: Any = 0.0
     for node in nodes:
@@ -56,7 +63,7 @@ def spread(
         if not positions:
             continue
         if adjoints is not None and not is_affine(graph, node, positions):
-            curvature += _second(graph, node, positions, values, tangents, adjoints, order)
+            curvature += _second(graph, node, positions, values, tangents, adjoints, order, twins)
         if node not in ends:
             outs = _push(graph, node, positions, values, tangents)
             tangents.update((v, t) for v, t in zip(node.outs, outs, strict=True) if t is not None)
@@ -193,16 +200,18 @@ def _second(
     tangents: Tangents,
     adjoints: Values,
     order: Sequence[Label],
+    twins: Twins,
 ) -> Any:
-    """⟨g, D²f[ẋ, ẋ]⟩ for every direction."""
+    """⟨g, D²f[ẋ, ẋ]⟩ for every direction, or every pair of twins."""
     if not any(var in adjoints for var in node.outs):
         return 0.0
     inputs = [values[var] for var in node.ins]
     moving = [tangents[node.ins[i]] for i in positions]
     if node.elementwise:
-        return _second_elementwise(graph, node, values, tangents, adjoints, order)
+        return _second_elementwise(graph, node, values, tangents, adjoints, order, twins)
     if node.facts.places:
         places, sizes = node.facts.places(graph.signature(node))
+        moving[1] = relabelled(moving[1], twins)
         return contract(moving, 2 * adjoints[node.outs[0]], order, places=places, sizes=sizes)
     points = [inputs[i] for i in positions]
     shapes = [graph.shape(node.ins[i]) for i in positions]
@@ -235,6 +244,7 @@ def _second_elementwise(
     tangents: Tangents,
     adjoints: Values,
     order: Sequence[Label],
+    twins: Twins,
 ) -> Any:
     """The same place by place, from the second derivatives in each pair of inputs."""
     adjoint = adjoints[node.outs[0]]
@@ -249,10 +259,11 @@ def _second_elementwise(
         if is_affine(graph, node, [i for i, var in enumerate(node.ins) if var in (a, b)]):
             continue
         bend = _bend(node, a, b, values)
-        if a == b:
-            total += contract([squared(moving[a])], bend * adjoint, order)
+        weights = bend * adjoint if a == b else 2 * bend * adjoint
+        if a == b and not twins:
+            total += contract([squared(moving[a])], weights, order)
         else:
-            total += contract([moving[a], moving[b]], 2 * bend * adjoint, order)
+            total += contract([moving[a], relabelled(moving[b], twins)], weights, order)
     return total
 
 

@@ -18,7 +18,14 @@ from sapsel_jax._graph.graph import Graph, Values
 from sapsel_jax._graph.sites import Use, find_uses
 from sapsel_jax._passes.forward import spread
 from sapsel_jax._primitives.lookups import rows_read
-from sapsel_jax._primitives.tangents import Label, Tangent, arrange, labels_of, multiplied, unit_tangents
+from sapsel_jax._primitives.tangents import (
+    Label,
+    Tangent,
+    arrange,
+    labels_of,
+    multiplied,
+    unit_tangents,
+)
 
 
 def lift(graph: Graph, use: Use, values: Values) -> tuple[Tangent, tuple[Label, ...]]:

@@ -9,13 +9,9 @@ from sapsel_jax._primitives.signature import Kept, Signature
 from sapsel_jax._primitives.tangents import Tangent, permute, placed, untie_lost
 
 
-def reshaped(signature: Signature, position: int, marked: Sequence[bool]) -> Kept:
-    """Axes are kept where a group of source axes becomes one target axis and all are marked."""
-    source, target = signature.shapes[position], signature.out
-    kept: Kept = [None] * len(source)
-    if 0 in source:
-        return kept
-    i = j = 0
+def _groups(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The shortest groups of axes that hold the same entries, without axes of length 1."""
+    groups, i, j = [], 0, 0
     while i < len(source) or j < len(target):
         if i < len(source) and source[i] == 1:
             i += 1  # an axis of length 1 has no place to be kept on
@@ -23,7 +19,6 @@ def reshaped(signature: Signature, position: int, marked: Sequence[bool]) -> Kep
         if j < len(target) and target[j] == 1:
             j += 1
             continue
-        # The shortest groups of axes from here on that hold the same entries.
         left, right = source[i], target[j]
         group, into, i, j = [i], [j], i + 1, j + 1
         while left != right:
@@ -35,10 +30,19 @@ def reshaped(signature: Signature, position: int, marked: Sequence[bool]) -> Kep
                 right *= target[j]
                 into.append(j)
                 j += 1
-        into = [a for a in into if target[a] != 1]
-        wide = [a for a in group if source[a] != 1]
-        if len(into) == 1 and (len(wide) == 1 or all(marked[a] for a in group)):
-            for a in group if len(wide) > 1 else wide:
+        groups.append(
+            ([a for a in group if source[a] != 1], [a for a in into if target[a] != 1])
+        )
+    return groups
+
+
+def reshaped(signature: Signature, position: int, marked: Sequence[bool]) -> Kept:
+    """Axes are kept where a group of source axes becomes one target axis and all are marked."""
+    source, target = signature.shapes[position], signature.out
+    kept: Kept = [None] * len(source)
+    for group, into in _groups(source, target) if 0 not in source else ():
+        if len(into) == 1 and (len(group) == 1 or all(marked[a] for a in group)):
+            for a in group:
                 kept[a] = into[0]
     return kept
 
@@ -50,11 +54,15 @@ def push_reshape(
     source, shape = signature.shapes[position], signature.out
     tangent = untie_lost(tangent, source, kept)
     count = len(tangent.directions)
-    lead = tangent.value.shape[:count]
-    if tangent.value.shape[count:] == (1,) * len(source):
-        value = tangent.value.reshape(*lead, *(1,) * len(shape))
-    else:
-        value = jnp.broadcast_to(tangent.value, (*lead, *source)).reshape(*lead, *shape)
+    lead, stored = tangent.value.shape[:count], tangent.value.shape[count:]
+    full, sizes = [1] * len(source), [1] * len(shape)
+    for group, into in _groups(source, shape) if 0 not in source else ():
+        if any(stored[a] != 1 for a in group):
+            for a in group:
+                full[a] = source[a]
+            for a in into:
+                sizes[a] = shape[a]
+    value = jnp.broadcast_to(tangent.value, (*lead, *full)).reshape(*lead, *sizes)
     return Tangent(value, tangent.directions, placed(tangent.tied, kept, len(shape)))
 
 

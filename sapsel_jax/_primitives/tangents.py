@@ -9,7 +9,7 @@ xₜᵢ times what the unit vector of channel o does there, until places are mix
 import dataclasses
 import itertools
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -104,6 +104,13 @@ def multiplied(tangent: Tangent, factors: Sequence[Factor] | None = None) -> Tan
     return Tangent(value, directions, tangent.tied, rest)
 
 
+def relabelled(tangent: Tangent, names: Mapping[Label, Label]) -> Tangent:
+    """The same tangents along other labels."""
+    new = lambda labels: tuple(names.get(label, label) for label in labels)
+    factors = tuple(Factor(f.array, new(f.labels), f.axes) for f in tangent.factors)
+    return Tangent(tangent.value, new(tangent.directions), tuple(map(new, tangent.tied)), factors)
+
+
 def squared(tangent: Tangent) -> Tangent:
     """The squares, entry by entry."""
     factors = (Factor(f.array**2, f.labels, f.axes) for f in tangent.factors)
@@ -131,7 +138,7 @@ def contract(
     """Σ weights · Π tangents over the places that no label is tied to.
 
     Args:
-      tangents: with the same labels.
+      tangents: with labels of `order`; a label of several of them is one index.
       weights: of shape (*rows, *places).
       order: the labels, as the axes of the result are wanted.
       num_rows: how many leading axes of `weights` are kept.
@@ -160,40 +167,59 @@ def contract(
         for place in dict.fromkeys(itertools.chain(*places))
     }
 
-    def named(array: jax.Array, lead: Sequence[int], names: Sequence[Place]) -> list[Any]:
-        """An operand of `einsum`, without the axes along which nothing changes."""
+    def named(array: jax.Array, lead: Sequence[int], names: Sequence[Place]) -> Operand:
+        """An array with a letter for each axis, without those along which nothing changes."""
         lengths, subscripts = list(array.shape[: len(lead)]), list(lead)
         for name, size in zip(names, array.shape[len(lead) :], strict=True):
             if size != 1:
-                labels = bound.get(name)
-                lengths += [label.size for label in labels] if labels else [size]
+                lengths += _lengths(size, bound.get(name))
                 subscripts += letters[name]
-        return [array.reshape(lengths), subscripts]
+        return widen(array).reshape(lengths), tuple(subscripts)
 
-    operands = []
+    factors: list[Operand] = []
     for tangent, names in zip(tangents, places[:-1], strict=True):
         for factor in tangent.factors:
             lead = [label_letters[label] for label in factor.labels]
-            operands += named(widen(factor.array), lead, [names[a] for a in factor.axes])
-        lead = [label_letters[label] for label in tangent.directions]
-        operands += named(widen(tangent.value), lead, names)
-    shape = [*weights.shape[:num_rows]]
-    operands += [weights.reshape(*shape, *_split(weights.shape[num_rows:], places[-1], bound))]
-    operands += [[*rows, *itertools.chain(*(letters[name] for name in places[-1]))]]
+            factors.append(named(factor.array, lead, [names[a] for a in factor.axes]))
+        factors.append(named(tangent.value, [label_letters[x] for x in tangent.directions], names))
+    lengths = list(weights.shape[:num_rows])
+    for name, size in zip(places[-1], weights.shape[num_rows:], strict=True):
+        lengths += _lengths(size, bound.get(name))
+    subscripts = (*rows, *itertools.chain(*(letters[name] for name in places[-1])))
+    operands = [*_merged(factors), (weights.reshape(lengths), subscripts)]
     for name, size in (sizes or {}).items():
-        ones = jnp.ones(_split([size], [name], bound), weights.dtype)
-        operands += [ones, letters[name]]
-    return jnp.einsum(*operands, [*rows, *(label_letters[label] for label in order)])
+        ones = jnp.ones(_lengths(size, bound.get(name)), weights.dtype)
+        operands.append((ones, tuple(letters[name])))
+    out = [*rows, *(label_letters[label] for label in order)]
+    return jnp.einsum(*itertools.chain(*operands), out)
 
 
-def _split(
-    sizes: Sequence[int], names: Sequence[Place], bound: dict[Place, tuple[Label, ...]]
-) -> list[int]:
-    """The lengths of axes, with an axis for each label where several are tied to one."""
-    split: list[int] = []
-    for size, name in zip(sizes, names, strict=True):
-        split += [label.size for label in bound[name]] if name in bound else [size]
-    return split
+Operand = tuple[jax.Array, tuple[int, ...]]
+"""An array, and a letter for each of its axes."""
+
+
+def _merged(operands: Sequence[Operand]) -> list[Operand]:
+    """Multiplies arrays entry by entry where one has all letters of the other.
+
+    `einsum` would take such products for products of matrices with one row and one column.
+    """
+    merged: list[Operand] = []
+    simple = lambda letters: len(set(letters)) == len(letters)
+    for array, letters in sorted(operands, key=lambda operand: -len(operand[1])):
+        for i, (other, others) in enumerate(merged):
+            if set(letters) <= set(others) and simple(letters) and simple(others):
+                order = sorted(range(len(letters)), key=lambda a, o=others: o.index(letters[a]))
+                sizes = [array.shape[letters.index(x)] if x in letters else 1 for x in others]
+                merged[i] = other * array.transpose(order).reshape(sizes), others
+                break
+        else:
+            merged.append((array, letters))
+    return merged
+
+
+def _lengths(size: int, labels: Sequence[Label] | None) -> list[int]:
+    """The lengths of an axis: one for each label where several are tied to it."""
+    return [label.size for label in labels] if labels else [size]
 
 
 def arrange(
