@@ -4,17 +4,21 @@ The rules are those of `_passes.forward`, without values.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
 from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.graph import Graph, Node
 from sapsel_jax._primitives.signature import Kept
-from sapsel_jax._primitives.tangents import Label, Tangent, placed
+from sapsel_jax._primitives.tangents import Label, Tangent, atoms_of, placed
 
 Labels = tuple[Label, ...]
 FactorForm = tuple[Labels, tuple[int, ...]]
 """The labels of a factor, and its axes."""
+
+
+ENTRY_WORK = 24
+"""What an entry of a tangent counts that is written, against one multiply or add of a product."""
 
 
 class Form(NamedTuple):
@@ -34,25 +38,32 @@ class Form(NamedTuple):
 
     def factored(self) -> "Form":
         """With all that is stored as a factor, where no tied axis needs it."""
-        if not self.directions or any(s and t for s, t in zip(self.stored, self.tied, strict=True)):
+        if not self.directions:
             return self
-        axes = tuple(a for a, stored in enumerate(self.stored) if stored)
-        factors = (*self.factors, (self.directions, axes))
+        places = list(enumerate(zip(self.stored, self.tied, strict=True)))
+        axes = tuple(a for a, (stored, labels) in places if stored and not labels)
+        tied = tuple(x for _, (stored, labels) in places if stored for x in labels)
+        factors = (*self.factors, ((*self.directions, *tied), axes))
         return Form((), self.tied, (False,) * len(self.stored), factors)
 
     def loose(self, rank: int) -> "Form":
         """With every label a direction, for a variable of another rank."""
-        labels = (*_all_labels(self), *(label for labels, _ in self.factors for label in labels))
-        return Form(labels, ((),) * rank, (True,) * rank)
+        of_factors = (label for labels, _ in self.factors for label in labels)
+        labels = dict.fromkeys((*_all_labels(self), *of_factors))
+        return Form(tuple(labels), ((),) * rank, (True,) * rank)
 
     @property
     def bound(self) -> frozenset[Label]:
         """The labels that are tied to an axis."""
         return frozenset(_flat(self.tied))
 
-    def entries(self, shape: Sequence[int]) -> float:
-        """How many numbers are stored for a variable of a shape, but for factors."""
-        return _count(self.directions) * math.prod(shape) * _share(shape, self.stored)
+    def num_apart(self, axes: Container[int]) -> int:
+        """How many directions there are, but for those of factors along these axes alone."""
+        labels = {*self.directions}
+        for mine, places in self.factors:
+            if not all(a in axes for a in places):
+                labels.update(mine)
+        return _count(tuple(labels - self.bound))
 
 
 class Push(NamedTuple):
@@ -95,7 +106,7 @@ def follow(
             continue
         mine = [forms[node.ins[i]] for i in positions]
         form, runs, entries = push_form(graph, node, positions, mine)
-        total += runs * work(node)
+        total += runs * work(node) + ENTRY_WORK * entries
         largest = max(largest, entries)
         for var in node.outs:
             if graph.sources[var]:
@@ -123,7 +134,12 @@ def push_form(graph: Graph, node: Node, positions: Sequence[int], forms: Sequenc
         _multiplied(form, [old for old in form.factors if moves.get(old) not in common])
         for form, moves in zip(forms, moved, strict=True)
     ]
-    ties = [placed(form.tied, axes, len(shape)) for form, axes in zip(plain, kept, strict=True)]
+    ties = [
+        node.facts.ties(graph.signature(node), i, form.tied, axes)
+        if node.facts.ties
+        else placed([atoms_of(labels) for labels in form.tied], axes, len(shape))
+        for i, form, axes in zip(positions, plain, kept, strict=True)
+    ]
     tied = ties[0] if all(t == ties[0] for t in ties) else ((),) * len(shape)
     bound = _flat(tied)
     directions = tuple(label for label in _all_labels(plain[0]) if label not in bound)
@@ -163,8 +179,13 @@ def _moved(form: Form, kept: Kept) -> dict[FactorForm, FactorForm]:
 def _multiplied(form: Form, factors: Sequence[FactorForm]) -> Form:
     """The form with some factors multiplied out and the others left out."""
     along = {a for _, axes in factors for a in axes}
-    labels = tuple(label for labels, _ in factors for label in labels)
-    stored = tuple(some or a in along for a, some in enumerate(form.stored))
+    bound = {*form.directions, *form.bound}
+    every = dict.fromkeys(label for labels, _ in factors for label in labels)
+    stored = tuple(
+        some or a in along or not every.keys().isdisjoint(labels)
+        for a, (some, labels) in enumerate(zip(form.stored, form.tied, strict=True))
+    )
+    labels = tuple(label for label in every if label not in bound)
     return Form((*labels, *form.directions), form.tied, stored)
 
 
@@ -187,7 +208,7 @@ def _flat(tied: Sequence[Labels]) -> Labels:
 
 
 def _all_labels(form: Form) -> Labels:
-    return (*form.directions, *_flat(form.tied))
+    return atoms_of((*form.directions, *_flat(form.tied)))
 
 
 def _count(labels: Labels) -> int:

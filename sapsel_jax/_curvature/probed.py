@@ -10,7 +10,7 @@ from sapsel_jax._graph.graph import Graph, Values
 from sapsel_jax._graph.reach import varies
 from sapsel_jax._graph.sites import Use
 from sapsel_jax._passes.lifts import Structure, by_site, lift
-from sapsel_jax._primitives.tangents import contract
+from sapsel_jax._primitives.contraction import contract
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -26,7 +26,8 @@ from sapsel_jax._passes.lifts import (
     lift,
     records_of_uses,
 )
-from sapsel_jax._primitives.tangents import Label, Tangent, contract
+from sapsel_jax._primitives.contraction import contract
+from sapsel_jax._primitives.tangents import Label, Tangent
 
 BUDGET = 2**24
 """Entries that the temporaries of one chunk of examples may hold: 64 MB in float32."""

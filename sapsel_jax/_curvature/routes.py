@@ -242,7 +242,8 @@ class _Finder:
     ) -> Option:
         graph = self.graph
         own, memory, forms = follow(graph, site, start, between, self.work)
-        entries = forms[wide.var].entries(graph.shape(wide.var))
+        kept = [a for a, apart in enumerate(wide.kept) if apart]
+        entries = float(forms[wide.var].num_apart(kept) * graph.size(wide.var))
         own += 2.0 * entries * wide.block
         if wide.cut is not None:
             size = graph.size(wide.cut)

@@ -15,11 +15,11 @@ from sapsel_jax._graph.graph import Graph, Values, tail
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.forward import spread
 from sapsel_jax._passes.lifts import Record, lift, records_of_uses
+from sapsel_jax._primitives.contraction import contract
 from sapsel_jax._primitives.tangents import (
     Label,
     Tangent,
     arrange,
-    contract,
     dense,
     factored,
     labels_of,

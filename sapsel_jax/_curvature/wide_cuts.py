@@ -17,7 +17,8 @@ from sapsel_jax._graph.affine import has_forward_rule
 from sapsel_jax._graph.graph import Graph, Node, Values
 from sapsel_jax._graph.reach import bending, leading_to
 from sapsel_jax._passes.forward import spread
-from sapsel_jax._primitives.tangents import Label, Tangent, contract, labels_of, unit_tangents
+from sapsel_jax._primitives.contraction import contract
+from sapsel_jax._primitives.tangents import Label, Tangent, labels_of, unit_tangents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,9 +67,8 @@ def find_wide_cut(
     if not any(kept) or graph.size(var) == block:
         return None
     for node in bends:
-        for x in (x for x in node.ins if x in forms):
-            count = math.prod(label.size for label in forms[x].directions)
-            total += 2.0 * block * count * graph.size(x)
+        read = [x for x in node.ins if x in forms]
+        total += 2.0 * block * sum(forms[x].num_apart(()) * graph.size(x) for x in read)
     memory = max(largest * 2, float(block * graph.size(var)))
     return WideCut(var, kept, cut, nodes, ends, block, total, memory)
 

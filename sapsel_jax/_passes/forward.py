@@ -20,13 +20,13 @@ from sapsel_jax._base.precision import wide_dtype, widen
 from sapsel_jax._graph.affine import is_affine
 from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.graph import Graph, Node, Values, restrict
+from sapsel_jax._primitives.contraction import contract
 from sapsel_jax._primitives.tangents import (
     Factor,
     Label,
     Tangent,
     Tangents,
     align,
-    contract,
     everywhere,
     factored,
     multiplied,

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sapsel_jax._primitives.contraction import Place
 from sapsel_jax._primitives.signature import Kept, Signature
-from sapsel_jax._primitives.tangents import Place, Tangent, placed
+from sapsel_jax._primitives.tangents import Tangent, placed
 
 
 def axes(signature: Signature, position: int, marked: Sequence[bool]) -> Kept:

@@ -6,7 +6,18 @@ from typing import Any
 import jax.numpy as jnp
 
 from sapsel_jax._primitives.signature import Kept, Signature
-from sapsel_jax._primitives.tangents import Tangent, permute, placed, untie_lost
+from sapsel_jax._primitives.tangents import (
+    Label,
+    Tangent,
+    atoms_of,
+    permute,
+    placed,
+    refined,
+    untie,
+    untie_lost,
+)
+
+Labels = tuple[Label, ...]
 
 
 def _groups(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -30,9 +41,7 @@ def _groups(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int
                 right *= target[j]
                 into.append(j)
                 j += 1
-        groups.append(
-            ([a for a in group if source[a] != 1], [a for a in into if target[a] != 1])
-        )
+        groups.append(([a for a in group if source[a] != 1], [a for a in into if target[a] != 1]))
     return groups
 
 
@@ -52,7 +61,11 @@ def push_reshape(
 ) -> Tangent:
     """The tangent reshaped; labels of axes that are split or merged become directions."""
     source, shape = signature.shapes[position], signature.out
-    tangent = untie_lost(tangent, source, kept)
+    tied = split_ties(signature, position, tangent.tied, kept)
+    held = {label for labels in tied for label in labels}
+    tangent = refined(tangent)
+    lost = [a for a, labels in enumerate(tangent.tied) if not held.issuperset(labels)]
+    tangent = untie(tangent, source, lost)
     count = len(tangent.directions)
     lead, stored = tangent.value.shape[:count], tangent.value.shape[count:]
     full, sizes = [1] * len(source), [1] * len(shape)
@@ -63,7 +76,25 @@ def push_reshape(
             for a in into:
                 sizes[a] = shape[a]
     value = jnp.broadcast_to(tangent.value, (*lead, *full)).reshape(*lead, *sizes)
-    return Tangent(value, tangent.directions, placed(tangent.tied, kept, len(shape)))
+    return Tangent(value, tangent.directions, tied)
+
+
+def split_ties(
+    signature: Signature, position: int, tied: Sequence[Labels], kept: Kept
+) -> tuple[Labels, ...]:
+    """The labels of the axes at their places in the output; of an axis that is split, its parts."""
+    source, target = signature.shapes[position], signature.out
+    after = list(placed([atoms_of(labels) for labels in tied], kept, len(target)))
+    for group, into in _groups(source, target) if 0 not in source else ():
+        if len(group) != 1 or len(into) < 2 or not tied[group[0]]:
+            continue
+        sizes, labels = [target[a] for a in into], atoms_of(tied[group[0]])
+        if len(labels) == 1:
+            labels = labels[0].split(sizes)
+        if [label.size for label in labels] == sizes:
+            for axis, label in zip(into, labels, strict=True):
+                after[axis] = (label,)
+    return tuple(after)
 
 
 def transposed(signature: Signature, position: int, marked: Sequence[bool]) -> Kept:

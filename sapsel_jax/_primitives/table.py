@@ -12,10 +12,12 @@ from typing import Any
 import jax
 
 from sapsel_jax._primitives import axes, convolutions, lookups, products, reshaping
+from sapsel_jax._primitives.contraction import Place
 from sapsel_jax._primitives.signature import AxesRule, Kept, Signature
-from sapsel_jax._primitives.tangents import Place, Tangent
+from sapsel_jax._primitives.tangents import Label, Tangent
 
 Push = Callable[[Signature, int, Sequence[Any], Tangent, Kept], Tangent | None]
+Ties = Callable[[Signature, int, Sequence[tuple[Label, ...]], Kept], tuple[tuple[Label, ...], ...]]
 Pull = Callable[
     [Signature, Sequence[Any]], Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None
 ]
@@ -37,6 +39,8 @@ class Primitive:
       axes: which axes are kept apart; elementwise operations have a rule in common.
       push: tangents of one input to the output, stored as such tangents are; None where the rule
         does not apply.
+      ties: where labels that are tied to axes of an input are tied in the output, if not only to the
+        axes that are kept apart.
       pull: a cotangent to the first input, where that moves alone; None where it does not apply.
       pulls_all: JAX has a reverse derivative in all inputs together only.
       pulls_singly: several cotangents are pulled back one after the other, which is faster on CPU.
@@ -58,6 +62,7 @@ class Primitive:
     moves: bool = False
     axes: AxesRule | None = None
     push: Push | None = None
+    ties: Ties | None = None
     pull: Pull | None = None
     pulls_all: bool = False
     pulls_singly: bool = False
@@ -84,7 +89,9 @@ def _passing(*signs: int, moves: bool = False) -> Primitive:
 
 _curved = Primitive(elementwise=True)
 _flat = dataclasses.replace(_curved, flat=True)
-_reshape = _linear(reshaping.reshaped, reshaping.push_reshape, moves=True)
+_reshape = _linear(
+    reshaping.reshaped, reshaping.push_reshape, ties=reshaping.split_ties, moves=True
+)
 _along_axes = Primitive(axes=axes.but("axes"))
 _along_axis = Primitive(axes=axes.but("axis"))
 

@@ -9,20 +9,37 @@ xₜᵢ times what the unit vector of channel o does there, until places are mix
 import dataclasses
 import itertools
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sapsel_jax._base.precision import wide_dtype, widen
+from sapsel_jax._base.precision import wide_dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Label:
-    """One index of the directions."""
+    """One index of the directions, which may be split into parts that stand for it."""
 
     size: int
+    parts: "list[Label]" = dataclasses.field(default_factory=list)
+
+    def split(self, sizes: Sequence[int]) -> "tuple[Label, ...]":
+        """The parts of these sizes, the same ones every time; none if it has other parts."""
+        if not self.parts:
+            self.parts.extend(Label(size) for size in sizes)
+        fits = [part.size for part in self.parts] == list(sizes)
+        return tuple(self.parts) if fits else ()
+
+    def atoms(self) -> "tuple[Label, ...]":
+        """Itself, or its parts where it was split, and theirs."""
+        return tuple(x for part in self.parts for x in part.atoms()) or (self,)
+
+
+def atoms_of(labels: Iterable[Label]) -> tuple[Label, ...]:
+    """The labels, each with its parts in its place."""
+    return tuple(atom for label in labels for atom in label.atoms())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,8 +48,8 @@ class Factor:
 
     Attributes:
       array: an axis for each label, then one for each of `axes`.
-      labels: directions that nothing else of the tangent depends on.
-      axes: of the variable.
+      labels: others may share them.
+      axes: of the variable; no label is tied to them.
     """
 
     array: jax.Array
@@ -69,44 +86,105 @@ def labels_of(tangent: Tangent) -> tuple[Label, ...]:
     """All labels of a tangent: those of factors, of directions, and of the axes."""
     of_factors = (label for factor in tangent.factors for label in factor.labels)
     of_axes = (label for labels in tangent.tied for label in labels)
-    return (*of_factors, *tangent.directions, *of_axes)
+    return tuple(dict.fromkeys((*of_factors, *tangent.directions, *of_axes)))
+
+
+def refined(tangent: Tangent) -> Tangent:
+    """The same tangents along the parts of labels that were split."""
+    if all(label.atoms() == (label,) for label in labels_of(tangent)):
+        return tangent
+    count = len(tangent.directions)
+    directions = atoms_of(tangent.directions)
+    lead = [label.size for label in directions]
+    factors = []
+    for factor in tangent.factors:
+        labels = atoms_of(factor.labels)
+        sizes = [label.size for label in labels]
+        array = factor.array.reshape(*sizes, *factor.array.shape[len(factor.labels) :])
+        factors.append(Factor(array, labels, factor.axes))
+    return Tangent(
+        tangent.value.reshape(*lead, *tangent.value.shape[count:]),
+        directions,
+        tuple(map(atoms_of, tangent.tied)),
+        tuple(factors),
+    )
 
 
 def factored(tangent: Tangent) -> Tangent:
-    """The same tangents with all that is stored as a factor, where no tied axis needs it."""
-    sizes = tangent.value.shape[len(tangent.directions) :]
-    varies = [size != 1 for size in sizes]
-    if not tangent.directions or any(v and t for v, t in zip(varies, tangent.tied, strict=True)):
+    """The same tangents with all that is stored along directions as a factor."""
+    if not tangent.directions:
         return tangent
-    axes = tuple(a for a, v in enumerate(varies) if v)
-    lead = tangent.value.shape[: len(tangent.directions)]
-    array = tangent.value.reshape(*lead, *(sizes[a] for a in axes))
+    count = len(tangent.directions)
+    sizes, lengths = tangent.value.shape[count:], list(tangent.value.shape[:count])
+    labels, axes = list(tangent.directions), []
+    order, moved = list(range(count)), []
+    for axis, (size, tied) in enumerate(zip(sizes, tangent.tied, strict=True)):
+        if size != 1 and tied:
+            labels += tied
+            order.append(count + axis)
+            lengths += [label.size for label in tied]
+        elif size != 1:
+            axes.append(axis)
+            moved.append(count + axis)
+    left = [count + a for a, size in enumerate(sizes) if size == 1]
+    array = tangent.value.transpose(*order, *moved, *left)
+    array = array.reshape(*lengths, *(sizes[a] for a in axes))
     ones = jnp.ones((1,) * len(sizes), tangent.value.dtype)
-    factor = Factor(array, tangent.directions, axes)
+    factor = Factor(array, tuple(labels), tuple(axes))
     return Tangent(ones, (), tangent.tied, (*tangent.factors, factor))
 
 
 def multiplied(tangent: Tangent, factors: Sequence[Factor] | None = None) -> Tangent:
     """The same tangents with some factors, or all, multiplied out."""
     some = tangent.factors if factors is None else factors
-    value, directions, rank = tangent.value, tangent.directions, len(tangent.tied)
-    for factor in some:
-        count = len(factor.labels)
-        order = sorted(range(len(factor.axes)), key=factor.axes.__getitem__)
-        array = factor.array.transpose(*range(count), *(count + i for i in order))
-        sizes = [1] * rank
-        for i in order:
-            sizes[factor.axes[i]] = factor.array.shape[count + i]
-        array = array.reshape(*array.shape[:count], *(1,) * len(directions), *sizes)
-        value = array * value.reshape(*(1,) * count, *value.shape)
-        directions = factor.labels + directions
+    if not some:
+        return tangent
     rest = tuple(factor for factor in tangent.factors if factor not in some)
+    tangent = refined(dataclasses.replace(tangent, factors=tuple(some)))
+    bound = [label for labels in tangent.tied for label in labels]
+    every = (label for factor in tangent.factors for label in factor.labels)
+    new = [x for x in dict.fromkeys(every) if x not in bound and x not in tangent.directions]
+    directions = (*new, *tangent.directions)
+    # With an axis for each label the product is one entry by entry.
+    keys = [*directions]
+    groups = [labels or (axis,) for axis, labels in enumerate(tangent.tied)]
+    keys += itertools.chain(*groups)
+
+    def widened(array: jax.Array, names: Sequence[Any]) -> jax.Array:
+        order = sorted(range(len(names)), key=lambda i: keys.index(names[i]))
+        sizes = dict(zip(names, array.shape, strict=True))
+        return array.transpose(order).reshape([sizes.get(key, 1) for key in keys])
+
+    count = len(tangent.directions)
+    names, lengths = list(tangent.directions), list(tangent.value.shape[:count])
+    for size, group, labels in zip(tangent.value.shape[count:], groups, tangent.tied, strict=True):
+        names += group
+        lengths += [label.size if size != 1 else 1 for label in labels] or [size]
+    value = widened(tangent.value.reshape(lengths), names)
+    for factor in tangent.factors:
+        value = value * widened(factor.array, [*factor.labels, *factor.axes])
+    # The labels that are tied to one axis are one axis again.
+    full, sizes = list(value.shape[: len(directions)]), list(value.shape[: len(directions)])
+    place = len(directions)
+    for group in groups:
+        lengths = value.shape[place : place + len(group)]
+        if len(group) > 1 and max(lengths) > 1:
+            lengths = [label.size for label in group]
+        full += lengths
+        sizes.append(math.prod(lengths))
+        place += len(group)
+    value = jnp.broadcast_to(value, full).reshape(sizes)
     return Tangent(value, directions, tangent.tied, rest)
 
 
 def relabelled(tangent: Tangent, names: Mapping[Label, Label]) -> Tangent:
     """The same tangents along other labels."""
-    new = lambda labels: tuple(names.get(label, label) for label in labels)
+    known = dict(names)
+    for label, other in names.items():
+        if label.parts:
+            parts = other.split([part.size for part in label.parts])
+            known.update(zip(label.parts, parts, strict=True))
+    new = lambda labels: tuple(known.get(label, label) for label in labels)
     factors = tuple(Factor(f.array, new(f.labels), f.axes) for f in tangent.factors)
     return Tangent(tangent.value, new(tangent.directions), tuple(map(new, tangent.tied)), factors)
 
@@ -123,112 +201,15 @@ def everywhere(tangent: Tangent, rank: int) -> Tangent:
     return dataclasses.replace(tangent, value=value, tied=((),) * rank)
 
 
-Place = Hashable
-"""A name for an axis that several arrays share."""
-
-
-def contract(
-    tangents: Sequence[Tangent],
-    weights: Any,
-    order: Sequence[Label],
-    num_rows: int = 0,
-    places: Sequence[Sequence[Place]] | None = None,
-    sizes: dict[Place, int] | None = None,
-) -> jax.Array:
-    """Σ weights · Π tangents over the places that no label is tied to.
-
-    Args:
-      tangents: with labels of `order`; a label of several of them is one index.
-      weights: of shape (*rows, *places).
-      order: the labels, as the axes of the result are wanted.
-      num_rows: how many leading axes of `weights` are kept.
-      places: the names of the axes of each tangent's variable, and last of those of `weights`;
-        without, the axes of all have the same names.
-      sizes: of the places that `weights` has no axis for.
-
-    Returns:
-      An array of shape (*rows, *order).
-    """
-    weights = widen(weights)
-    places = places or [range(weights.ndim - num_rows)] * (len(tangents) + 1)
-    letter = itertools.count()
-    label_letters = {label: next(letter) for label in order}
-    rows = [next(letter) for _ in range(num_rows)]
-    bound: dict[Place, tuple[Label, ...]] = {}
-    for i, tangent in enumerate(tangents):
-        shape = [math.prod(label.size for label in labels) for labels in tangent.tied]
-        loose = []
-        for axis, labels in enumerate(tangent.tied):
-            if labels and bound.setdefault(places[i][axis], labels) != labels:
-                loose.append(axis)
-        tangents = [*tangents[:i], untie(tangent, shape, loose), *tangents[i + 1 :]]
-    letters = {
-        place: [label_letters[x] for x in bound[place]] if place in bound else [next(letter)]
-        for place in dict.fromkeys(itertools.chain(*places))
-    }
-
-    def named(array: jax.Array, lead: Sequence[int], names: Sequence[Place]) -> Operand:
-        """An array with a letter for each axis, without those along which nothing changes."""
-        lengths, subscripts = list(array.shape[: len(lead)]), list(lead)
-        for name, size in zip(names, array.shape[len(lead) :], strict=True):
-            if size != 1:
-                lengths += _lengths(size, bound.get(name))
-                subscripts += letters[name]
-        return widen(array).reshape(lengths), tuple(subscripts)
-
-    factors: list[Operand] = []
-    for tangent, names in zip(tangents, places[:-1], strict=True):
-        for factor in tangent.factors:
-            lead = [label_letters[label] for label in factor.labels]
-            factors.append(named(factor.array, lead, [names[a] for a in factor.axes]))
-        factors.append(named(tangent.value, [label_letters[x] for x in tangent.directions], names))
-    lengths = list(weights.shape[:num_rows])
-    for name, size in zip(places[-1], weights.shape[num_rows:], strict=True):
-        lengths += _lengths(size, bound.get(name))
-    subscripts = (*rows, *itertools.chain(*(letters[name] for name in places[-1])))
-    operands = [*_merged(factors), (weights.reshape(lengths), subscripts)]
-    for name, size in (sizes or {}).items():
-        ones = jnp.ones(_lengths(size, bound.get(name)), weights.dtype)
-        operands.append((ones, tuple(letters[name])))
-    out = [*rows, *(label_letters[label] for label in order)]
-    return jnp.einsum(*itertools.chain(*operands), out)
-
-
-Operand = tuple[jax.Array, tuple[int, ...]]
-"""An array, and a letter for each of its axes."""
-
-
-def _merged(operands: Sequence[Operand]) -> list[Operand]:
-    """Multiplies arrays entry by entry where one has all letters of the other.
-
-    `einsum` would take such products for products of matrices with one row and one column.
-    """
-    merged: list[Operand] = []
-    simple = lambda letters: len(set(letters)) == len(letters)
-    for array, letters in sorted(operands, key=lambda operand: -len(operand[1])):
-        for i, (other, others) in enumerate(merged):
-            if set(letters) <= set(others) and simple(letters) and simple(others):
-                order = sorted(range(len(letters)), key=lambda a, o=others: o.index(letters[a]))
-                sizes = [array.shape[letters.index(x)] if x in letters else 1 for x in others]
-                merged[i] = other * array.transpose(order).reshape(sizes), others
-                break
-        else:
-            merged.append((array, letters))
-    return merged
-
-
-def _lengths(size: int, labels: Sequence[Label] | None) -> list[int]:
-    """The lengths of an axis: one for each label where several are tied to it."""
-    return [label.size for label in labels] if labels else [size]
-
-
 def arrange(
     array: jax.Array, labels: Sequence[Label], order: Sequence[Label], num_rows: int = 0
 ) -> jax.Array:
     """Brings an array whose axes run over `labels`, merged where tied together, into `order`."""
-    array = array.reshape(*array.shape[:num_rows], *(label.size for label in labels))
-    axes = [num_rows + labels.index(label) for label in order]
-    return array.transpose(*range(num_rows), *axes)
+    rows, atoms = array.shape[:num_rows], atoms_of(labels)
+    array = array.reshape(*rows, *(label.size for label in atoms))
+    axes = [num_rows + atoms.index(label) for label in atoms_of(order)]
+    array = array.transpose(*range(num_rows), *axes)
+    return array.reshape(*rows, *(label.size for label in order))
 
 
 def untie(tangent: Tangent, shape: Sequence[int], axes: Iterable[int]) -> Tangent:
@@ -263,9 +244,13 @@ def dense(tangent: Tangent, shape: tuple[int, ...], order: Sequence[Label]) -> j
 
 
 def reorder(tangent: Tangent, directions: Sequence[Label]) -> Tangent:
-    places = [tangent.directions.index(label) for label in directions]
-    rest = range(len(places), tangent.value.ndim)
-    return Tangent(tangent.value.transpose(*places, *rest), tuple(directions), tangent.tied)
+    """The directions in another order, with labels that were split in their parts' place."""
+    tangent = refined(tangent)
+    atoms, rest = atoms_of(directions), tangent.value.shape[len(tangent.directions) :]
+    places = [tangent.directions.index(label) for label in atoms]
+    value = tangent.value.transpose(*places, *range(len(places), tangent.value.ndim))
+    value = value.reshape(*(label.size for label in directions), *rest)
+    return dataclasses.replace(tangent, value=value, directions=tuple(directions))
 
 
 def permute(tangent: Tangent, order: Sequence[int]) -> Tangent:
@@ -280,6 +265,7 @@ def align(
 ) -> list[Tangent]:
     """Tangents of several inputs with the same labels in the same places."""
     same_rank = len({len(shape) for shape in shapes}) == 1
+    tangents = [refined(tangent) for tangent in tangents]
     aligned = []
     for tangent, shape in zip(tangents, shapes, strict=True):
         differs = [
