@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sapsel_jax._base.fusion import unfused
 from sapsel_jax._base.precision import widen
 from sapsel_jax._primitives.tangents import Label, Tangent, atoms_of, refined, untie
 
@@ -81,7 +82,7 @@ def contract(
         operands.append((ones, tuple(letters[name])))
     out = [*rows, *label_letters.values()]
     total = jnp.einsum(*itertools.chain(*operands), out)
-    return total.reshape(*weights.shape[:num_rows], *(label.size for label in order))
+    return unfused(total.reshape(*weights.shape[:num_rows], *(label.size for label in order)))
 
 
 Operand = tuple[jax.Array, tuple[int, ...]]

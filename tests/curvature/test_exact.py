@@ -7,6 +7,7 @@ from jax import lax
 from modules import NETWORKS
 from networks import (
     as_float64,
+    cnn,
     conv,
     cross_entropy,
     dense_diagonal,
@@ -250,6 +251,7 @@ def test_the_networks_of_these_tests_take_every_route():
     routes = set()
     for loss_fn, params, batch in [
         *(LOSSES[name]() for name in ("max pooling", "gelu", "strided")),
+        cnn(jax.nn.relu),
         (ODD_LOSSES["reverse rule"][0], SQUARE(), random(9, 4, 3)),
     ]:
         plan = sap.explain(loss_fn, params, jax.tree.map(lambda x: x[0], batch))

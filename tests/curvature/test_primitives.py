@@ -19,7 +19,7 @@ from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.graph import restrict, trace
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.forward import spread
-from sapsel_jax._primitives.tangents import Label, Tangent, dense, labels_of
+from sapsel_jax._primitives.tangents import Factor, Label, Tangent, dense, factored, labels_of
 
 SLOW_DRAWS: Any = (HealthCheck.too_slow, HealthCheck.filter_too_much)
 
@@ -147,15 +147,37 @@ def random_tangents(data, shapes, rng):
     """Tangents of some variables along the same labels, tied to the same axes where they can be."""
     ties = tuple((Label(n),) if data.draw(st.booleans()) else () for n in shapes[0])
     extra = tuple(Label(2) for _ in range(data.draw(st.integers(0, 1))))
-    found = []
+    if data.draw(st.booleans()):  # in parts, as a reshape leaves them
+        for labels in (*ties, extra):
+            for label in labels:
+                label.split([1, label.size])
+    shared, found = random_factors(data, shapes[0], ties, rng), []
     for shape in shapes:
         alike = shape == shapes[0] and data.draw(st.integers(0, 3)) > 0
         tied = ties if alike else ((),) * len(shape)
         free = extra if alike else (*(x for labels in ties for x in labels), *extra)
         stored = [n if data.draw(st.booleans()) else 1 for n in shape]
         value = rng.normal(size=(*(x.size for x in free), *stored))
-        found.append(Tangent(value, free, tied))
+        tangent = Tangent(jnp.asarray(value), free, tied)
+        tangent = factored(tangent) if data.draw(st.booleans()) else tangent
+        # What tangents have in common stays apart; of another shape the numbers are others.
+        common = shared if alike else [constant(label) for f in shared for label in f.labels]
+        found.append(dataclasses.replace(tangent, factors=(*tangent.factors, *common)))
     return found
+
+
+def random_factors(data, shape, ties, rng):
+    """One factor along some axes of a variable that no label is tied to, or none."""
+    if data.draw(st.booleans()):
+        return ()
+    axes = tuple(a for a in range(len(shape)) if not ties[a] and data.draw(st.booleans()))
+    array = jnp.asarray(rng.normal(size=(2, *(shape[a] for a in axes))))
+    return (Factor(array, (Label(2),), axes),)
+
+
+def constant(label):
+    """A factor that changes along no axis."""
+    return Factor(jnp.arange(1.0, label.size + 1), (label,), ())
 
 
 def check_passes(data, operation):
@@ -176,8 +198,7 @@ def check_passes(data, operation):
         values = graph.evaluate(inputs, None)
         found = []
         for node, variables, outs, tangents, *cotangents in drawn:
-            moved = [dataclasses.replace(t, value=jnp.asarray(t.value)) for t in tangents]
-            arguments = (graph, node, values, variables, outs, moved, *cotangents)
+            arguments = (graph, node, values, variables, outs, tangents, *cotangents)
             found.append((passes(*arguments), oracle(*arguments)))
         return found
 
