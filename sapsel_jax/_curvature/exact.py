@@ -52,9 +52,10 @@ def exact_diagonal(
         `loss_fn` twice.
 
     Cost: 2 to 6 gradient equivalents for dense networks, 4 to 6 for ReLU convolutional networks
-      with 10 outputs, 12 to 33 for small convolutional networks with GELU. Attention needs one
-      tangent for each weight of query and key: take `propagated_diagonal` there. A leaf without a
-      site costs one tangent, a quarter to a half gradient equivalent, per entry.
+      with 10 outputs, 12 to 33 for small convolutional networks with GELU. A block of
+      attention needs a few tangents for each channel, tens of gradient equivalents; what lies
+      before several such blocks needs one for each entry: take `propagated_diagonal` there. A leaf
+      without a site costs one tangent, a quarter to a half gradient equivalent, per entry.
 
     Source: parameters are selected by this diagonal in Malekmohammadi, Lee, Xiong, "Sharpness-Aware
       Parameter Selection for Machine Unlearning" (arXiv 2504.06398). The routes follow from the

@@ -10,9 +10,8 @@ from typing import NamedTuple
 from sapsel_jax._graph.axes import axes_kept
 from sapsel_jax._graph.graph import Graph, Node
 from sapsel_jax._primitives.signature import Kept
-from sapsel_jax._primitives.tangents import Label, Tangent, atoms_of, placed
+from sapsel_jax._primitives.tangents import Label, Labels, Tangent, atoms_of, placed
 
-Labels = tuple[Label, ...]
 FactorForm = tuple[Labels, tuple[int, ...]]
 """The labels of a factor, and its axes."""
 

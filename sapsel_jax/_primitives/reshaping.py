@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from sapsel_jax._primitives.signature import Kept, Signature
 from sapsel_jax._primitives.tangents import (
-    Label,
+    Labels,
     Tangent,
     atoms_of,
     permute,
@@ -16,8 +16,6 @@ from sapsel_jax._primitives.tangents import (
     untie,
     untie_lost,
 )
-
-Labels = tuple[Label, ...]
 
 
 def _groups(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:

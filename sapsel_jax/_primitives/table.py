@@ -14,10 +14,10 @@ import jax
 from sapsel_jax._primitives import axes, convolutions, lookups, products, reshaping
 from sapsel_jax._primitives.contraction import Place
 from sapsel_jax._primitives.signature import AxesRule, Kept, Signature
-from sapsel_jax._primitives.tangents import Label, Tangent
+from sapsel_jax._primitives.tangents import Labels, Tangent
 
 Push = Callable[[Signature, int, Sequence[Any], Tangent, Kept], Tangent | None]
-Ties = Callable[[Signature, int, Sequence[tuple[Label, ...]], Kept], tuple[tuple[Label, ...], ...]]
+Ties = Callable[[Signature, int, Sequence[Labels], Kept], tuple[Labels, ...]]
 Pull = Callable[
     [Signature, Sequence[Any]], Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None
 ]
@@ -39,7 +39,7 @@ class Primitive:
       axes: which axes are kept apart; elementwise operations have a rule in common.
       push: tangents of one input to the output, stored as such tangents are; None where the rule
         does not apply.
-      ties: where labels that are tied to axes of an input are tied in the output, if not only to the
+      ties: where labels that are tied to axes of an input are tied in the output; without, to the
         axes that are kept apart.
       pull: a cotangent to the first input, where that moves alone; None where it does not apply.
       pulls_all: JAX has a reverse derivative in all inputs together only.

@@ -42,6 +42,9 @@ def atoms_of(labels: Iterable[Label]) -> tuple[Label, ...]:
     return tuple(atom for label in labels for atom in label.atoms())
 
 
+Labels = tuple[Label, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factor:
     """Numbers that tangents are multiplied by.
@@ -53,7 +56,7 @@ class Factor:
     """
 
     array: jax.Array
-    labels: tuple[Label, ...]
+    labels: Labels
     axes: tuple[int, ...]
 
 
@@ -68,8 +71,8 @@ class Tangent:
     """
 
     value: jax.Array
-    directions: tuple[Label, ...]
-    tied: tuple[tuple[Label, ...], ...]
+    directions: Labels
+    tied: tuple[Labels, ...]
     factors: tuple[Factor, ...] = ()
 
 
@@ -82,7 +85,7 @@ def unit_tangents(shape: tuple[int, ...], dtype: Any) -> Tangent:
     return Tangent(ones, (), tuple((Label(size),) for size in shape))
 
 
-def labels_of(tangent: Tangent) -> tuple[Label, ...]:
+def labels_of(tangent: Tangent) -> Labels:
     """All labels of a tangent: those of factors, of directions, and of the axes."""
     of_factors = (label for factor in tangent.factors for label in factor.labels)
     of_axes = (label for labels in tangent.tied for label in labels)
@@ -146,7 +149,7 @@ def multiplied(tangent: Tangent, factors: Sequence[Factor] | None = None) -> Tan
     new = [x for x in dict.fromkeys(every) if x not in bound and x not in tangent.directions]
     directions = (*new, *tangent.directions)
     # With an axis for each label the product is one entry by entry.
-    keys = [*directions]
+    keys: list[Any] = [*directions]
     groups = [labels or (axis,) for axis, labels in enumerate(tangent.tied)]
     keys += itertools.chain(*groups)
 
@@ -156,7 +159,8 @@ def multiplied(tangent: Tangent, factors: Sequence[Factor] | None = None) -> Tan
         return array.transpose(order).reshape([sizes.get(key, 1) for key in keys])
 
     count = len(tangent.directions)
-    names, lengths = list(tangent.directions), list(tangent.value.shape[:count])
+    names: list[Any] = [*tangent.directions]
+    lengths = list(tangent.value.shape[:count])
     for size, group, labels in zip(tangent.value.shape[count:], groups, tangent.tied, strict=True):
         names += group
         lengths += [label.size if size != 1 else 1 for label in labels] or [size]
@@ -184,7 +188,10 @@ def relabelled(tangent: Tangent, names: Mapping[Label, Label]) -> Tangent:
         if label.parts:
             parts = other.split([part.size for part in label.parts])
             known.update(zip(label.parts, parts, strict=True))
-    new = lambda labels: tuple(known.get(label, label) for label in labels)
+
+    def new(labels: Labels) -> Labels:
+        return tuple(known.get(label, label) for label in labels)
+
     factors = tuple(Factor(f.array, new(f.labels), f.axes) for f in tangent.factors)
     return Tangent(tangent.value, new(tangent.directions), tuple(map(new, tangent.tied)), factors)
 
@@ -281,7 +288,7 @@ def align(
 
 def placed(labels: Sequence[Any], kept: Sequence[int | None], rank: int) -> tuple[Any, ...]:
     """The labels of the axes at the places where those are kept."""
-    tied: list[tuple[Label, ...]] = [()] * rank
+    tied: list[Labels] = [()] * rank
     for axis, target in enumerate(kept):
         if target is not None and labels[axis]:
             tied[target] = tied[target] + labels[axis]

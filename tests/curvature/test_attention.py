@@ -63,8 +63,7 @@ def test_every_weight_of_attention_is_exact(options):
 def test_a_block_costs_tens_of_gradients_not_hundreds():
     """By counted work: queries and keys move a place by a product of two factors."""
     width, tokens = 32, 32
-    shapes = {name: (width, width) for name in ("query", "key", "value", "out")}
-    shapes |= {"head": (width, 10)}
+    shapes = dict.fromkeys(("query", "key", "value", "out"), (width, width)) | {"head": (width, 10)}
 
     def loss_fn(p, x):
         split = lambda name: (x @ p[name]).reshape(tokens, 2, width // 2)
