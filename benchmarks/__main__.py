@@ -14,6 +14,7 @@ def commands() -> dict[str, Any]:
     from benchmarks.listing import List
     from benchmarks.paper.command import Paper
     from benchmarks.propagation.command import Propagation
+    from benchmarks.secrets.command import Secrets
     from benchmarks.selection.command import Selection
     from benchmarks.sparsity.command import Sparsity
     from benchmarks.speed.command import Speed
@@ -29,6 +30,7 @@ def commands() -> dict[str, Any]:
         "paper": Paper,
         "sparsity": Sparsity,
         "beyond": Beyond,
+        "secrets": Secrets,
         "list": List,
     }
 

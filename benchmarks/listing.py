@@ -12,6 +12,7 @@ from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.methods.masks import METHODS, REFERENCES
 from benchmarks.methods.rankings import RANKED, summary
 from benchmarks.methods.updates import STUDIED_UPDATES
+from benchmarks.secrets.text import TEXTS
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,11 @@ class List:
 
     def run(self) -> None:
         """Prints one table per kind of choice."""
-        absent = {name for name in DATASETS if not is_prepared(name, self.data_dir)}
+        read = (*DATASETS, "tiny_shakespeare")
+        absent = {name for name in read if not is_prepared(name, self.data_dir)}
         kinds = {
             "Data sets": DATASETS,
+            "Texts": TEXTS,
             "Models": MODELS,
             "Scenarios": {name: scenario.summary for name, scenario in SCENARIOS.items()},
             "Methods": REFERENCES | {name: method.summary for name, method in METHODS.items()},

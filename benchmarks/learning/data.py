@@ -107,8 +107,29 @@ def _load_digits() -> tuple[str, Split, Split]:
     return "scikit-learn", train, test
 
 
+def read_texts(name: str, data_dir: str | None = None) -> list[str]:
+    """The training, the validation and the test text of a data set that is one text.
+
+    Raises:
+      UsageError: if it is not prepared.
+    """
+    builder: Any = _prepared(name, data_dir)
+    parts = ("train", "validation", "test")
+    with _told_where(name, builder.data_path):
+        sources = [builder.as_data_source(split=part) for part in parts]
+        return [b"".join(record["text"] for record in source).decode() for source in sources]
+
+
 @functools.cache
 def _load_tfds(name: str, data_dir: str | None) -> tuple[str, Split, Split]:
+    builder = _prepared(name, data_dir)
+    with _told_where(name, builder.data_path):
+        train, test = (_read(builder, split) for split in ("train", "test"))
+        return _variant(Path(builder.data_path)), train, test
+
+
+def _prepared(name: str, data_dir: str | None):
+    """What reads the data set."""
     with _told_where(name, data_dir):
         builder = _builder(name, data_dir)
         prepared = builder.is_prepared()
@@ -120,9 +141,7 @@ def _load_tfds(name: str, data_dir: str | None) -> tuple[str, Split, Split]:
             f"tfds.builder('{name}', {_data_dir_argument(data_dir)}file_format='array_record')"
             f'.download_and_prepare()"`.'
         )
-    with _told_where(name, builder.data_path):
-        train, test = (_read(builder, split) for split in ("train", "test"))
-        return _variant(Path(builder.data_path)), train, test
+    return builder
 
 
 def _builder(name: str, data_dir: str | None):
