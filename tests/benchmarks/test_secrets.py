@@ -24,13 +24,15 @@ from benchmarks.secrets import (
     summary,
 )
 from benchmarks.secrets.canaries import KINDS, TEST_CARD, draw_canaries, sentences
+from benchmarks.secrets.command import Secrets
 from benchmarks.secrets.network import language_model
-from benchmarks.secrets.problem import PLACEHOLDER, Problem, Settings
+from benchmarks.secrets.problem import CORRECTIONS, PLACEHOLDER, Problem, Settings
 from benchmarks.secrets.records import open_journals
 from benchmarks.secrets.report import write_secrets
 from benchmarks.secrets.study import Study, run_study
 from benchmarks.secrets.text import CONTEXT, VOCABULARY, decode, encode, load_text, windows
 from benchmarks.secrets.updates import Plan
+from benchmarks.tools.errors import UsageError
 
 MODEL = language_model(8, 2, 1)
 
@@ -287,6 +289,40 @@ def test_the_fewest_entries_are_enough_on_every_seed():
     # One that fails with more entries does not count.
     assert summary.fewest([*rows(4, 0.0), *rows(8, 0.1), *rows(16, 0.0)], plans) == 16
     assert summary.fewest(rows(16, 0.1), plans) is None
+
+
+@pytest.mark.parametrize("first", CORRECTIONS)
+def test_every_plan_is_measured_once(first):
+    plans = Secrets(text="manual", correction=first).study().plans
+    assert len(plans) == len(set(plans))
+    assert {plan.correction for plan in plans} == set(CORRECTIONS)
+    # What a control's entries are found with is tuned before.
+    for i, plan in enumerate(plans):
+        assert plan.finding() is None or plan.finding() in plans[:i]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"text": "hamlet"}, "`text` must be one of tiny_shakespeare, manual; got 'hamlet'."),
+        (
+            {"correction": "none"},
+            "`correction` must be one of placeholder, other, removal; got 'none'.",
+        ),
+        ({"seeds": 0}, "`seeds` must be at least 1; got 0."),
+        ({"budget": 1.5}, "`budget` must lie between 0 and 1; got 1.5."),
+    ],
+)
+def test_bad_options_are_told(options, reason):
+    with pytest.raises(UsageError) as error:
+        Secrets(**options).study()
+    assert str(error.value) == reason
+
+
+def test_exposure_is_averaged_over_the_chosen_canaries():
+    row = {"exposed": {"0": 2.0, "2": 4.0, "5": 9.0}}
+    assert summary.mean_exposure(row, [0, 2]) == 3
+    assert summary.mean_exposure({}, [0]) is None
 
 
 @pytest.mark.slow
