@@ -361,9 +361,11 @@ def test_another_run_that_came_first_is_not_overwritten(tmp_path):
 def test_list_and_help_name_every_choice(tmp_path, capsys):
     assert main(["list", "--data-dir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    for name in ["digits", "mnist", "cifar10", "mlp", "cnn", *SCENARIOS, *METHODS, *UPDATES]:
+    texts = ["tiny_shakespeare", "manual"]
+    sets = ["digits", "mnist", "cifar10", *texts]
+    for name in [*sets, "mlp", "cnn", *SCENARIOS, *METHODS, *UPDATES]:
         assert re.search(rf"^\s+{name} ", said, re.MULTILINE)
-    assert said.count("not prepared") == 2
+    assert said.count("not prepared") == 3
     with pytest.raises(SystemExit) as end:
         main(["unlearn", "--help"])
     assert end.value.code == 0
