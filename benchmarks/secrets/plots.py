@@ -80,7 +80,7 @@ def _draw_memorisation(ax: Axes, study: Study, rows: Rows, field: str) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
     ax.set_xlabel("entries that change")
     ax.grid(axis="y", color=FAINT, linewidth=0.7)
-    levels = {"retrained": references(first)[1], "all entries": Plan(first, "iterative", FULL, 0)}
+    levels = {"retrained": references(first)[1], f"all, {first}": Plan(first, "iterative", FULL, 0)}
     for name, plan in levels.items():
         level = float(np.mean([row[field] for row in of_plan(rows, plan)]))
         ax.axhline(level, color=INK if name == "retrained" else MUTED, linewidth=0.9)
