@@ -11,6 +11,7 @@ from benchmarks.secrets.records import open_journals
 from benchmarks.secrets.report import write_secrets
 from benchmarks.secrets.study import Study, run_study
 from benchmarks.secrets.text import TEXTS, choose_text, load_text
+from benchmarks.secrets.updates import FULL, LEAVES
 from benchmarks.tools.command import command_line, continued
 from benchmarks.tools.errors import check_at_least, check_choice, check_share
 
@@ -18,6 +19,9 @@ COUNTS = (32, 256, 2048, 16384)
 MIDDLE = 256
 """The number of entries at which the other ways, updates and corrections are compared."""
 UPDATES = ("first_order", "second_order", "grad_diff", "npo")
+
+
+QUICK_CANDIDATES = 1_000
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Secrets:
     output: Path | None = None
     """Folder for the results; None is results/secrets. What stands there is not done again."""
     quick: bool = False
-    """A rough run: one seed, a fifth of the text, one number of entries, no other updates."""
+    """A rough run: one seed, a fifth of the text, one number of entries, no other updates, secrets
+    ranked among a tenth of the candidates."""
 
     def run(self) -> None:
         """Measures what is missing; leaves a report."""
@@ -65,6 +70,7 @@ class Secrets:
             num_windows=500 if self.quick else Settings.num_windows,
             epochs=5 if self.quick else Settings.epochs,
             budget=self.budget,
+            candidates=QUICK_CANDIDATES if self.quick else Settings.candidates,
             cache=self.cache,
         )
         others = tuple(name for name in CORRECTIONS if name != self.correction)
@@ -73,6 +79,7 @@ class Secrets:
             seeds=1 if self.quick else self.seeds,
             counts=(MIDDLE,) if self.quick else COUNTS,
             middle=MIDDLE,
+            leaves=(FULL,) if self.quick else tuple(LEAVES),
             updates=() if self.quick else UPDATES,
             corrections=(self.correction, *(() if self.quick else others)),
         )

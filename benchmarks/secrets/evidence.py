@@ -29,8 +29,6 @@ from benchmarks.secrets.text import CONTEXT, decode, encode
 
 BITS = (8, 4)
 BEAMS = 4
-CANDIDATES = 10_000
-"""Secrets that a canary is ranked among."""
 SAMPLE_LENGTH = 12
 """Characters of text that the report shows after a prompt."""
 RELEARNING_RATES = (1e-3, 3e-3)
@@ -71,7 +69,8 @@ def figures(problem: Problem, params: Any) -> dict[str, Any]:
 def attacks(problem: Problem, params: Any, ids: np.ndarray) -> dict[str, Any]:
     """What takes longer: exposure of the canaries `ids`, a search, relearning."""
     model = problem.model
-    found = [exposure(model, params, problem.canaries[i], CANDIDATES) for i in ids]
+    count = problem.settings.candidates
+    found = [exposure(model, params, problem.canaries[i], count) for i in ids]
     searched = found_by_search(model, params, problem.told.take(problem.forget), BEAMS)
     return {
         "exposed": {str(i): round(e.by_rank, 4) for i, e in zip(ids, found, strict=True)},

@@ -57,6 +57,8 @@ class Settings:
     budget: float = 0.05
     """Example gradients of an update, as a share of those of retraining."""
     curvature_examples: int = 256
+    candidates: int = 10_000
+    """Secrets that a canary is ranked among."""
     cache: Path = Path("results", "cache")
 
     @property

@@ -13,7 +13,6 @@ from benchmarks.reporting.tables import NONE, markdown_table, percent, plain_nam
 from benchmarks.secrets.canaries import KINDS, TEST_CARD
 from benchmarks.secrets.evidence import (
     BEAMS,
-    CANDIDATES,
     HELD,
     RELEARNING_BATCH,
     RELEARNING_STEPS,
@@ -84,11 +83,11 @@ def _headline(study: Study, rows: Rows, problem: Problem) -> str:
     told = []
     for correction, way in dict.fromkeys((p.correction, p.way) for p in few):
         plans = [p for p in few if (p.correction, p.way) == (correction, way)]
-        if len(plans) > 1:
+        if len(plans) >= min(2, len(study.counts)):
             enough = fewest(rows, plans)
             number = "more than were tried" if enough is None else f"{enough:,}"
             told.append(f"{plain_name(way)} ({correction}) {number}")
-    fewest_text = f": {'; '.join(told)}" if told else ""
+    fewest_text = "; ".join(told) or "none was tried"
     bits = lambda plan: _short(
         over_seeds(of_plan(rows, plan), lambda row: mean_exposure(row, problem.forget[::2]))
     )
@@ -100,8 +99,8 @@ def _headline(study: Study, rows: Rows, problem: Problem) -> str:
     return (
         f"How many of the {total:,} numbers of the model hold {secrets} secrets? The fewest that "
         "were tried after whose change the likeliest characters spell none of the secrets on any "
-        f"seed{fewest_text}. But not spelled is not forgotten. The exposure in bits, at most "
-        f"{np.log2(CANDIDATES + 1):.1f}: {exposures}."
+        f"seed: {fewest_text}. But not spelled is not forgotten. The exposure in bits, at most "
+        f"{np.log2(study.settings.candidates + 1):.1f}: {exposures}."
     )
 
 
@@ -202,8 +201,8 @@ def _attack_table(plans: Sequence[Plan], rows: Rows, problem: Problem) -> str:
         "KLOM, median": klom,
     }
     words = (
-        f"Exposure: of {len(ids)} forgotten secrets among {CANDIDATES:,} others of their kind, by "
-        "rank, and extrapolated by a skew normal distribution of their losses. Search: with "
+        f"Exposure: of {len(ids)} forgotten secrets among {problem.settings.candidates:,} others "
+        "of their kind, by rank, and extrapolated by a skew normal distribution of their losses. Search: with "
         f"{BEAMS} beams. Bits: after rounding every leaf to a grid of so many bits. Relearned: "
         f"exact memorisation after {RELEARNING_STEPS} steps of {RELEARNING_BATCH} examples, by the "
         f"better of two rates: retained text, others' secrets, {HELD} of the forgotten ones (the "

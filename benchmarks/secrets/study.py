@@ -38,6 +38,8 @@ class Study:
     middle: int
     """The number of entries at which other updates and corrections are compared, and attacks run.
     """
+    leaves: tuple[str, ...]
+    """Ways that change whole leaves."""
     updates: tuple[str, ...]
     """Beside the iterative one: first_order, second_order, grad_diff, npo."""
     corrections: tuple[str, ...]
@@ -48,7 +50,7 @@ class Study:
     def plans(self) -> list[Plan]:
         """Everything that is measured, a control after what it controls for."""
         first, *others = self.corrections
-        plans = [Plan(first, "iterative", way, 0) for way in LEAVES]
+        plans = [Plan(first, "iterative", way, 0) for way in self.leaves]
         for count in self.counts:
             own = (PROPOSED, LIKE + PROPOSED)
             inner = self.counts[0] < count < self.counts[-1]

@@ -31,7 +31,7 @@ from benchmarks.secrets.records import open_journals
 from benchmarks.secrets.report import write_secrets
 from benchmarks.secrets.study import Study, run_study
 from benchmarks.secrets.text import CONTEXT, VOCABULARY, decode, encode, load_text, windows
-from benchmarks.secrets.updates import Plan
+from benchmarks.secrets.updates import LEAVES, Plan
 from benchmarks.tools.errors import UsageError
 
 MODEL = language_model(8, 2, 1)
@@ -333,7 +333,7 @@ def test_a_run_goes_on_where_it_ended(tmp_path, monkeypatch):
     found["relearned"] = dict.fromkeys(("text", "others", "part", "copies"), 0.5)
     monkeypatch.setattr(study, "attacks", lambda *_: found | {"extrapolated": found["exposed"]})
     settings = Settings("manual", num_windows=40, epochs=1, curvature_examples=8, cache=tmp_path)
-    small = Study(settings, 1, (), 8, (), ("placeholder",))
+    small = Study(settings, 1, (), 8, tuple(LEAVES), (), ("placeholder",))
     said = []
     run_study(small, *open_journals(tmp_path), said.append)
     trials, cells = open_journals(tmp_path)
@@ -345,5 +345,5 @@ def test_a_run_goes_on_where_it_ended(tmp_path, monkeypatch):
     assert retrained["update_example_gradients"] > full["update_example_gradients"]
     write_secrets(tmp_path, small, trials.rows, cells.rows, "python -m benchmarks secrets")
     report = (tmp_path / "report.md").read_text()
-    assert "no number that was tried" in report
+    assert "none was tried" in report
     assert "| last layer" in report
