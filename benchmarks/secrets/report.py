@@ -203,7 +203,8 @@ def _attack_table(plans: Sequence[Plan], rows: Rows, problem: Problem) -> str:
     words = (
         f"Exposure: of {len(ids)} forgotten secrets among {problem.settings.candidates:,} others "
         "of their kind, by rank, and extrapolated by a skew normal distribution of their losses. "
-        f"Search: with {BEAMS} beams. Bits: after rounding every leaf to a grid of so many bits. Relearned: "
+        f"Search: with {BEAMS} beams. Bits: after rounding every leaf to a grid of so many bits. "
+        "Relearned: "
         f"exact memorisation after {RELEARNING_STEPS} steps of {RELEARNING_BATCH} examples, by the "
         f"better of two rates: retained text, others' secrets, {HELD} of the forgotten ones (the "
         "others are judged), or copies of all of them. KLOM: of the margins of the secrets' "
