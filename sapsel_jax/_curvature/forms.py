@@ -4,7 +4,7 @@ The rules are those of `_passes.forward`, without values.
 """
 
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import NamedTuple
 
 from sapsel_jax._graph.axes import axes_kept
@@ -80,38 +80,41 @@ class Push(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """What it costs to push tangents through many operations.
+    """What it costs to push tangents of one variable through the operations after it.
 
     Attributes:
-      work: floating-point operations.
-      largest: entries of the largest temporary.
+      start: how many entries they have to begin with.
+      pushes: for each operation that they go through, its work and the entries that come out.
       forms: of the tangents of every variable on the way.
     """
 
-    work: float
-    largest: float
+    start: float
+    pushes: dict[Node, tuple[float, float]]
     forms: dict[int, Form]
+
+    def through(self, nodes: Iterable[Node]) -> tuple[float, float]:
+        """The work of some of the operations, and the entries of the largest temporary."""
+        some = [self.pushes[node] for node in nodes if node in self.pushes]
+        return sum(work for work, _ in some), max([self.start, *(size for _, size in some)])
 
 
 def follow(
     graph: Graph, source: int, start: Tangent, nodes: Sequence[Node], work: Callable[[Node], float]
 ) -> Followed:
     """Follows tangents of a variable through operations, each of which takes `work` to run."""
-    forms = {source: form_of(start).factored()}
-    total, largest = 0.0, float(math.prod(start.value.shape))
+    forms, pushes = {source: form_of(start).factored()}, {}
     for node in nodes:
         positions = [i for i, var in enumerate(node.ins) if var in forms]
         if not positions:
             continue
         mine = [forms[node.ins[i]] for i in positions]
         form, runs, entries = push_form(graph, node, positions, mine)
-        total += runs * work(node) + ENTRY_WORK * entries
-        largest = max(largest, entries)
+        pushes[node] = runs * work(node) + ENTRY_WORK * entries, entries
         for var in node.outs:
             if graph.sources[var]:
                 rank = len(graph.shape(var))
                 forms[var] = form if len(form.tied) == rank else form.loose(rank)
-    return Followed(total, largest, forms)
+    return Followed(float(math.prod(start.value.shape)), pushes, forms)
 
 
 def form_of(tangent: Tangent) -> Form:

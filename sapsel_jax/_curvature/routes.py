@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence, Set
 from typing import Literal, NamedTuple
 
-from sapsel_jax._curvature.forms import follow
+from sapsel_jax._curvature.forms import Followed, follow
 from sapsel_jax._curvature.wide_cuts import WideCut, find_wide_cut
 from sapsel_jax._graph.affine import has_forward_rule
 from sapsel_jax._graph.graph import Graph, Node
@@ -27,6 +27,8 @@ MAX_CUT = 256
 """A cut of more entries is not considered."""
 MAX_CUTS = 8
 """So many cuts of a site are compared, the smallest, and of those the last."""
+FEW_CUTS = 2
+"""So many of them are compared behind a wide cut."""
 MOST = 2**24
 """Entries that those of a single example may hold; more directions than that run in chunks."""
 
@@ -160,6 +162,7 @@ class _Finder:
         self.wide_cut = functools.cache(self._wide_cut)
         self.paid: dict[int, set[int]] = {}
         """For each cut that is used, the variables that rows are pulled back to anyway."""
+        self.followed: dict[tuple[Use, ...], Followed] = {}
         self.blocks: set[WideCut] = set()
         """The wide cuts that are used."""
         moving = lambda node: sum(bool(graph.sources[var]) for var in node.ins)
@@ -194,8 +197,11 @@ class _Finder:
         # Without a cut, tangents need to go no further than to the last operation that bends.
         bends = bending(graph, site, after)
         options: list[Option] = []
+        if uses not in self.followed:
+            self.followed[uses] = follow(graph, site, start, after, self.work)
+        followed = self.followed[uses]
         if all(has_forward_rule(graph, node) for node in after):
-            options.append(self._forward(site, start, *leading_to(graph, bends, after), None))
+            options.append(self._forward(followed, start, *leading_to(graph, bends, after), None))
         else:
             work = PRODUCT_WORK * _count(start) * sum(map(self.work, after))
             memory = _count(start) * _largest(graph, after)
@@ -203,14 +209,15 @@ class _Finder:
         for cut in self._cuts(site, bends):
             between = graph.before([cut], after)
             if all(has_forward_rule(graph, node) for node in between):
-                options.append(self._forward(site, start, between, frozenset(), cut))
+                options.append(self._forward(followed, start, between, frozenset(), cut))
             near, ends = leading_to(graph, bends, between)
             if all(has_forward_rule(graph, node) for node in near):
-                options.append(self._rows(site, start, shared, between, cut, near, ends))
+                rows = self._rows(followed, site, start, shared, between, cut, near, ends)
+                options.append(rows)
         for var in self._wide_vars(site):
             wide, between = self.wide_cut(var), graph.before([var], after)
             if wide and all(has_forward_rule(graph, node) for node in between):
-                options.append(self._to_blocks(site, start, between, wide))
+                options.append(self._to_blocks(followed, start, between, wide))
         return self._task(uses, start, shared, min(options, key=lambda option: option.total))
 
     def _wide_vars(self, site: int) -> list[int]:
@@ -224,7 +231,7 @@ class _Finder:
         bends = bending(self.graph, var, self.graph.after([var]))
         found = [
             (wide.work + self._behind(wide), wide)
-            for cut in (*self._cuts(var, bends), None)
+            for cut in (*self._cuts(var, bends)[:FEW_CUTS], None)
             if (wide := find_wide_cut(self.graph, var, cut, self.work))
         ]
         return min(found, key=lambda pair: pair[0], default=(0.0, None))[1]
@@ -238,12 +245,12 @@ class _Finder:
         return rows + (0.0 if wide.cut in self.paid else self.hessian(wide.cut))
 
     def _to_blocks(
-        self, site: int, start: Tangent, between: Sequence[Node], wide: WideCut
+        self, followed: Followed, start: Tangent, between: Sequence[Node], wide: WideCut
     ) -> Option:
         graph = self.graph
-        own, memory, forms = follow(graph, site, start, between, self.work)
+        own, memory = followed.through(between)
         kept = [a for a, apart in enumerate(wide.kept) if apart]
-        entries = float(forms[wide.var].num_apart(kept) * graph.size(wide.var))
+        entries = float(followed.forms[wide.var].num_apart(kept) * graph.size(wide.var))
         own += 2.0 * entries * wide.block
         if wide.cut is not None:
             size = graph.size(wide.cut)
@@ -265,9 +272,10 @@ class _Finder:
         graph, site = self.graph, uses[0].site
         start, shared = self._start(uses, structures)
         between = graph.before([cut], graph.after([site]))
-        options = [self._rows(site, start, shared, between, cut, (), frozenset())]
+        followed = follow(graph, site, start, between, self.work)
+        options = [self._rows(followed, site, start, shared, between, cut, (), frozenset())]
         if all(has_forward_rule(graph, node) for node in between):
-            options.append(self._forward(site, start, between, frozenset(), cut))
+            options.append(self._forward(followed, start, between, frozenset(), cut))
         return self._task(uses, start, shared, min(options, key=lambda option: option.total))
 
     def _start(
@@ -280,13 +288,13 @@ class _Finder:
 
     def _forward(
         self,
-        site: int,
+        followed: Followed,
         start: Tangent,
         nodes: Sequence[Node],
         ends: Set[Node],
         cut: int | None,
     ) -> Option:
-        own, memory, _ = follow(self.graph, site, start, nodes, self.work)
+        own, memory = followed.through(nodes)
         shared_work = 0.0
         if cut is not None:
             size = self.graph.size(cut)
@@ -297,6 +305,7 @@ class _Finder:
 
     def _rows(
         self,
+        followed: Followed,
         site: int,
         start: Tangent,
         shared: bool,
@@ -306,7 +315,7 @@ class _Finder:
         ends: Set[Node],
     ) -> Option:
         graph, size = self.graph, self.graph.size(cut)
-        own, memory, _ = follow(graph, site, start, near, self.work)
+        own, memory = followed.through(near)
         own += 2.0 * size * size * _count(start)
         if not shared:
             own += 2.0 * size * math.prod(start.value.shape) * _untouched(graph, site, start)

@@ -59,7 +59,9 @@ def find_wide_cut(
     if not bends or not can_run or not all(node.elementwise or node.facts.places for node in bends):
         return None
     start = unit_tangents(graph.shape(var), graph.avals[var].dtype)
-    total, largest, forms = follow(graph, var, start, nodes, work)
+    followed = follow(graph, var, start, nodes, work)
+    total, largest = followed.through(nodes)
+    forms = followed.forms
     moved = [forms[x] for node in bends for x in node.ins if x in forms]
     bound = functools.reduce(frozenset.intersection, (form.bound for form in moved))
     kept = tuple(labels[0] in bound for labels in start.tied)
