@@ -68,7 +68,7 @@ def find_blocks(
     for start in _forks(graph, live) if "regions" in rules else ():
         region = _region(graph, live, start, set(sites))
         if region:
-            node = join(region, region[-1].outs[0], "region")
+            node = join(region, region[-1].outs, "region")
             nodes = _replace(graph.nodes, region, node, keep=_read_outside)
             graph = dataclasses.replace(graph, nodes=nodes)
             live = _replace(live, region, node)
@@ -254,13 +254,13 @@ def _join_exponentials(graph: Graph, sites: set[int]) -> list[Node]:
             name = "softmax"
         inner = {var for part in (exp, *middle) for var in part.outs}
         if name and not any(inner.intersection(part.ins) for part in after[1:]):
-            whole = join([exp, *middle, after[0]], after[0].outs[0], name)
+            whole = join([exp, *middle, after[0]], after[0].outs, name)
             whole.params["axes"] = sums[0].params["axes"]
             place = nodes.index(end)
             nodes[place : place + 1] = [
-                *_join_again(before, exp.ins[0]),
+                *_join_again(before, exp.ins[:1]),
                 whole,
-                *_join_again(after[1:], end.outs[0]),
+                *_join_again(after[1:], end.outs),
             ]
             nodes = [other for other in nodes if other is not node and other not in chain]
     return nodes
@@ -285,5 +285,5 @@ def _parts(node: Node) -> list[Node]:
     return list(node.params.get("parts", (node,)))
 
 
-def _join_again(parts: list[Node], end: int) -> list[Node]:
-    return parts if len(parts) < 2 else [join(parts, end, "elementwise", elementwise=True)]
+def _join_again(parts: list[Node], ends: Sequence[int]) -> list[Node]:
+    return parts if len(parts) < 2 else [join(parts, ends, "elementwise", elementwise=True)]

@@ -48,7 +48,7 @@ def exact_diagonal(
         anything but one real scalar.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if `microbatch` is below 1 or `reduction` is unknown.
-      NotImplementedError: if complex numbers depend on the parameters, or JAX cannot differentiate
+      NotImplementedError: if a `while` loop depends on the parameters, or JAX cannot differentiate
         `loss_fn` twice.
 
     Cost: 2 to 6 gradient equivalents for dense networks, 4 to 6 for ReLU convolutional networks

@@ -95,7 +95,6 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays, or `loss_fn` returns
         anything but one real scalar.
-      NotImplementedError: if complex numbers depend on the parameters.
 
     Cost: no gradient, no numbers are computed; a second or two for a network of a hundred
       operations.

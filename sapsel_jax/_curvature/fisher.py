@@ -41,7 +41,7 @@ def empirical_fisher_diagonal(
         anything but one real scalar.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if `microbatch` is below 1 or `reduction` is unknown.
-      NotImplementedError: if complex numbers depend on the parameters.
+      NotImplementedError: if a `while` loop depends on the parameters.
 
     Cost: about 1 gradient equivalent for dense networks.
 

@@ -54,7 +54,6 @@ def gauss_newton_diagonal(
         returns anything but one real scalar.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if `microbatch` is below 1 or `reduction` is unknown.
-      NotImplementedError: if complex numbers depend on the parameters.
 
     Cost: one backward pass per output, without gradients of weights: about half a gradient
       equivalent each for dense networks.
@@ -74,7 +73,7 @@ def gauss_newton_diagonal(
 
     def diagonal(params: Params, batch: Batch, *args: Any, weights: Any = None) -> Diagonal:
         fn = _with_outputs(model_fn, output_loss_fn)
-        loss = read_loss(fn, params, batch, args, weights)
+        loss = read_loss(fn, params, batch, args, weights, reverse=False)
         routes = choose_through(loss.graph, loss.graph.outputs[1], loss.structures)
         records_of = functools.partial(_records, loss.graph)
         at_once = loss.at_once(microbatch, routes.memory)
@@ -116,7 +115,7 @@ def sampled_gauss_newton_diagonal(
         returns anything but one real scalar.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if a count is too small or `reduction` is unknown.
-      NotImplementedError: if complex numbers depend on the parameters.
+      NotImplementedError: if a `while` loop depends on the parameters.
 
     Cost: about 1.5 gradient equivalents per sample.
 

@@ -52,7 +52,7 @@ def hutchinson_diagonal(
         anything but one real scalar.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if a count is too small or `reduction` is unknown.
-      NotImplementedError: if complex numbers depend on the parameters, or JAX cannot differentiate
+      NotImplementedError: if a `while` loop depends on the parameters, or JAX cannot differentiate
         `loss_fn` twice.
 
     Cost: for each probe one Hessian-vector product per site, each through the part of the network

@@ -156,12 +156,28 @@ def read_loss(
     weights: Any,
     *,
     additive: bool = True,
+    reverse: bool = True,
 ) -> BatchLoss:
-    """Checks the arguments and reads the loss of one example; `additive` is for `find_uses`."""
+    """Checks the arguments and reads the loss of one example.
+
+    `additive` is for `find_uses`; with `reverse` the loss must have a reverse derivative.
+    """
     check_float_leaves("params", params)
     num_examples = count_examples(batch, weights)
     first = jax.tree.map(lambda x: x[0], batch)
     graph = trace(lambda p, example: fn(p, example, *args), params, first)
+    if reverse:
+        check_reversible(graph)
     weights = None if weights is None else jnp.asarray(weights)
     graph, structures = find_structures(graph, additive=additive)
     return BatchLoss(graph, structures, params, batch, weights, num_examples)
+
+
+def check_reversible(graph: Graph) -> None:
+    """Refuses what JAX has no reverse derivative of."""
+    for node in graph.nodes:
+        if node.name == "while" and any(graph.sources[var] for var in node.outs):
+            raise NotImplementedError(
+                "`loss_fn` has a `while` loop that depends on the parameters, which has no reverse "
+                "derivative; write it as `jax.lax.scan` or `jax.lax.fori_loop` with fixed bounds."
+            )

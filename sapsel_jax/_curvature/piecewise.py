@@ -33,7 +33,6 @@ def is_piecewise_affine(
 
     Raises:
       TypeError: if `params` holds anything but real floating-point arrays.
-      NotImplementedError: if complex numbers depend on the parameters.
 
     Cost: no gradient, no numbers are computed.
 

@@ -14,7 +14,7 @@ from sapsel_jax._base.types import Batch, LossFn, Params
 from sapsel_jax._curvature.blocks import RULES, Block, find_blocks, in_variables
 from sapsel_jax._curvature.hutchinson import probe_records
 from sapsel_jax._curvature.noise import Noise, Pair, Signs, draw, num_signs
-from sapsel_jax._curvature.over_examples import read_loss
+from sapsel_jax._curvature.over_examples import check_reversible, read_loss
 from sapsel_jax._curvature.probed import find_probed
 from sapsel_jax._curvature.probes import check_probes
 from sapsel_jax._graph.graph import Graph, Values
@@ -75,8 +75,8 @@ def propagated_diagonal(
         anything but one real scalar.
       ValueError: if the batch is empty or its leaves differ in length, if `weights` has another
         shape, if a count is too small or `reduction` is unknown.
-      NotImplementedError: if a `while` loop or complex numbers depend on the parameters, or JAX
-        cannot differentiate `loss_fn` twice.
+      NotImplementedError: if a `while` loop depends on the parameters, or JAX cannot differentiate
+        `loss_fn` twice.
 
     Cost: measured on trained networks, for one probe, 1.4 to 1.8 gradient equivalents for
       multilayer perceptrons, 1.5 and 2.0 for small convolutional networks with ReLU and GELU, 2.7
@@ -221,11 +221,7 @@ class Propagation:
         diagonals: bool,
     ) -> None:
         """Takes a graph of blocks, and the uses whose sites the signals are for."""
-        if any(block.node.name == "while" for block in blocks):
-            raise NotImplementedError(
-                "`loss_fn` has a `while` loop that depends on the parameters, which has no reverse "
-                "derivative; write it as `jax.lax.scan` or `jax.lax.fori_loop` with fixed bounds."
-            )
+        check_reversible(graph)
         self.graph, self.blocks, self.uses = graph, blocks, uses
         self.structures, self.varying, self.diagonals = structures, varying, diagonals
         self.num_signs = num_signs(graph, blocks)

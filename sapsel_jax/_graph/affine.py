@@ -94,6 +94,6 @@ def _spread(jaxpr: Any, active: set[Any]) -> list[bool]:
         active.update(
             var
             for var, result in zip(eqn.outvars, results, strict=True)
-            if result and jnp.issubdtype(var.aval.dtype, jnp.floating)
+            if result and jnp.issubdtype(var.aval.dtype, jnp.inexact)
         )
     return [not isinstance(atom, core.Literal) and atom in active for atom in jaxpr.outvars]
