@@ -134,7 +134,7 @@ def unlearn(
         number is out of range, `fraction` and `count` are both given, or `steps` or `validate` is
         given beside an `update`.
 
-    Cost: the curvature of `data`, `original` and `corrected` (about 1.4 to 3.6 gradient equivalents
+    Cost: the curvature of `data`, `original` and `corrected` (about 1.0 to 4.0 gradient equivalents
       on each by default), a gradient on `original` where no score is given, a selection, and the
       update: one gradient for each step, by default 6,400 example gradients, for each step size
       that is tried; a second selection if `select` is not the default.
