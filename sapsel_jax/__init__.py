@@ -1,6 +1,7 @@
 """Machine unlearning by sharpness-aware parameter selection."""
 
 from sapsel_jax import audit
+from sapsel_jax._base.over_batches import mean_over_batches
 from sapsel_jax._base.precision import count_nonfinite
 from sapsel_jax._base.streaming import MeanState, mean_finalize, mean_init, mean_update
 from sapsel_jax._curvature.basis import basis_diagonal, probe_diagonal
@@ -112,6 +113,7 @@ __all__ = [
     "mask_union",
     "mean_finalize",
     "mean_init",
+    "mean_over_batches",
     "mean_update",
     "probe_diagonal",
     "propagated_diagonal",

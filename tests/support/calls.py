@@ -236,6 +236,7 @@ CALLS = {
     "mask_union": lambda: sap.mask_union(MASK, MASK),
     "mean_finalize": lambda: sap.mean_finalize(stream()),
     "mean_init": lambda: sap.mean_init(PARAMS),
+    "mean_over_batches": lambda: sap.mean_over_batches(lambda batch, n: GRADIENT, PARAMS, [DATA]),
     "mean_update": stream,
     "probe_diagonal": lambda fn=mean_loss: sap.probe_diagonal(fn, num_probes=NUM_PROBES, chunk=4)(
         PARAMS, key(), DATA
