@@ -117,6 +117,21 @@ def test_records():
 
 
 @pytest.mark.slow
+def test_secrets():
+    found = run("passwords")
+    assert changed(found["before"], found["result"].params) <= 256
+    models = found["before"], found["result"].params, found["retrained"]
+    secret, others = ([found["SECRET"]], found["others"])
+    own = [float(found["losses"](params, secret)[0]) for params in models]
+    ranks = [
+        np.sum(np.asarray(found["losses"](params, others)) < loss)
+        for params, loss in zip(models, own, strict=True)
+    ]
+    assert ranks[0] == 0
+    assert min(ranks[1:]) > 20
+
+
+@pytest.mark.slow
 def test_own_arrays_to_a_patch_and_a_report(tmp_path, monkeypatch):
     runpy.run_path(str(EXAMPLES / "your_files.py"))["write"](tmp_path)
     monkeypatch.setattr("sys.argv", ["own_arrays.py", str(tmp_path)])
