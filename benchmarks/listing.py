@@ -1,6 +1,7 @@
 """`python -m benchmarks list`: what there is to choose from."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -17,10 +18,12 @@ from benchmarks.secrets.text import TEXTS
 
 @dataclass(frozen=True)
 class List:
-    """List data sets, models, scenarios, methods and updates."""
+    """List data sets, models, scenarios, methods, updates, and the results so far."""
 
     data_dir: str | None = None
     """Where tensorflow-datasets keeps prepared data; None is its default, or TFDS_DATA_DIR."""
+    results: Path = Path("results")
+    """The folder whose reports are listed; every command writes to a folder in it by default."""
 
     def run(self) -> None:
         """Prints one table per kind of choice."""
@@ -34,10 +37,18 @@ class List:
             "Methods": REFERENCES | {name: method.summary for name, method in METHODS.items()},
             "Rankings of the ablation": {name: summary(name) for name in RANKED},
             "Updates": {name: update.summary for name, update in STUDIED_UPDATES.items()},
+            f"Results in {self.results}": _reports(self.results),
         }
         console = Console()
-        for title, choices in kinds.items():
+        for title, choices in ((title, some) for title, some in kinds.items() if some):
             table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
             for name, words in choices.items():
                 table.add_row(f"[bold]{name}[/bold]", words, "not prepared" * (name in absent))
             console.print(table)
+
+
+def _reports(results: Path) -> dict[str, str]:
+    """The folders that hold a report, each with its title."""
+    reports = sorted(results.glob("*/report.md"))
+    texts = {path.parent.name: path.read_text(encoding="utf-8") for path in reports}
+    return {name: text.split("\n", 1)[0].lstrip("# ") for name, text in texts.items()}

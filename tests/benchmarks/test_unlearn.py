@@ -359,13 +359,18 @@ def test_another_run_that_came_first_is_not_overwritten(tmp_path):
 
 
 def test_list_and_help_name_every_choice(tmp_path, capsys):
-    assert main(["list", "--data-dir", str(tmp_path)]) == 0
+    report = tmp_path / "results" / "mine" / "report.md"
+    report.parent.mkdir(parents=True)
+    report.write_text("# What came of it\n\nMuch.\n")
+    folders = ["--data-dir", str(tmp_path), "--results", str(report.parent.parent)]
+    assert main(["list", *folders]) == 0
     said = capsys.readouterr().out
     texts = ["tiny_shakespeare", "manual"]
     sets = ["digits", "mnist", "cifar10", *texts]
     for name in [*sets, "mlp", "cnn", *SCENARIOS, *METHODS, *UPDATES]:
         assert re.search(rf"^\s+{name} ", said, re.MULTILINE)
     assert said.count("not prepared") == 3
+    assert re.search(r"^\s+mine\s+What came of it", said, re.MULTILINE)
     with pytest.raises(SystemExit) as end:
         main(["unlearn", "--help"])
     assert end.value.code == 0
