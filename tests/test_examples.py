@@ -119,6 +119,7 @@ def test_records():
 @pytest.mark.slow
 def test_secrets():
     found = run("passwords")
+    assert found["result"].certificate.converged
     assert changed(found["before"], found["result"].params) <= 256
     models = found["before"], found["result"].params, found["retrained"]
     secret, others = ([found["SECRET"]], found["others"])
