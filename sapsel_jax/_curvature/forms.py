@@ -36,7 +36,7 @@ class Form(NamedTuple):
     factors: tuple[FactorForm, ...] = ()
 
     def factored(self) -> "Form":
-        """With all that is stored as a factor, where no tied axis needs it."""
+        """With all that is stored along directions as a factor."""
         if not self.directions:
             return self
         places = list(enumerate(zip(self.stored, self.tied, strict=True)))

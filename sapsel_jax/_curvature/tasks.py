@@ -65,7 +65,8 @@ def records_of_tasks(
     cuts = open_cuts(graph, values, tasks)
     blocks = {}
     if adjoints is not None:
-        wide = {task.wide for task in tasks if task.wide is not None}
+        # In the order of the tasks, so that the program is the same in every process.
+        wide = dict.fromkeys(task.wide for task in tasks if task.wide is not None)
         blocks = {one: Blocks(graph, values, one, adjoints) for one in wide}
     records = []
     for task in tasks:
