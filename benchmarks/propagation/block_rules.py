@@ -7,8 +7,8 @@ import jax
 
 from sapsel_jax._curvature.blocks import RULES, find_blocks
 from sapsel_jax._curvature.propagation import propagated_by
-from sapsel_jax._graph.graph import trace
 from sapsel_jax._graph.sites import find_uses
+from sapsel_jax._graph.tracing import trace
 
 WITHOUT = {
     "nothing": "",

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from sapsel_jax._graph.affine import is_affine
 from sapsel_jax._graph.axes import axes_kept
-from sapsel_jax._graph.graph import Graph, Node, Values, join, restrict
+from sapsel_jax._graph.graph import Graph, Node, Values, restrict
+from sapsel_jax._graph.joining import join
 
 Rule = Literal["none", "elementwise", "logsumexp", "softmax", "product", "general"]
 

@@ -9,8 +9,9 @@ from sapsel_jax._base.losses import one_scalar
 from sapsel_jax._base.types import Example, LossFn, Params
 from sapsel_jax._curvature.propagation import describe
 from sapsel_jax._curvature.routes import Routes, Task, choose
-from sapsel_jax._graph.graph import Graph, trace
+from sapsel_jax._graph.graph import Graph
 from sapsel_jax._graph.sites import Use
+from sapsel_jax._graph.tracing import trace
 from sapsel_jax._passes.lifts import find_structures
 
 

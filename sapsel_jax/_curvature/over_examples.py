@@ -16,8 +16,9 @@ from sapsel_jax._base.examples import count_examples, even_chunk, reduce_sum, su
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Batch, Diagonal, Params
 from sapsel_jax._curvature.probes import mean_of_probes
-from sapsel_jax._graph.graph import Graph, trace
+from sapsel_jax._graph.graph import Graph
 from sapsel_jax._graph.sites import Use
+from sapsel_jax._graph.tracing import trace
 from sapsel_jax._passes.lifts import Record, Structure, add_up, find_structures
 
 BUDGET = 2**22

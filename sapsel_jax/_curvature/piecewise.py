@@ -8,8 +8,9 @@ from jax.flatten_util import ravel_pytree
 
 from sapsel_jax._base.checks import check_arrays, check_float_leaves
 from sapsel_jax._base.types import Params
-from sapsel_jax._graph.graph import Graph, trace
+from sapsel_jax._graph.graph import Graph
 from sapsel_jax._graph.reach import bending
+from sapsel_jax._graph.tracing import trace
 
 
 def is_piecewise_affine(

@@ -17,7 +17,7 @@ from networks import (
 
 import sapsel_jax as sap
 from sapsel_jax._curvature import routes as _routes
-from sapsel_jax._graph.graph import MAX_UNROLL
+from sapsel_jax._graph.tracing import MAX_UNROLL
 
 TOLERANCE = 1e-9
 

@@ -16,7 +16,8 @@ from operations import OPERATIONS, STEP
 
 from sapsel_jax._graph.affine import is_affine
 from sapsel_jax._graph.axes import axes_kept
-from sapsel_jax._graph.graph import restrict, trace
+from sapsel_jax._graph.graph import restrict
+from sapsel_jax._graph.tracing import trace
 from sapsel_jax._passes.backward import pull
 from sapsel_jax._passes.forward import spread
 from sapsel_jax._primitives.tangents import Factor, Label, Tangent, dense, factored, labels_of

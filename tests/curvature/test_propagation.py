@@ -13,8 +13,8 @@ import sapsel_jax as sap
 from benchmarks.tools.timing import temporary_bytes
 from sapsel_jax._curvature.blocks import find_blocks
 from sapsel_jax._curvature.probes import mean_of_probes
-from sapsel_jax._graph.graph import trace
 from sapsel_jax._graph.sites import find_uses
+from sapsel_jax._graph.tracing import trace
 
 NUM_REPEATS = 2000
 BOUND = 6.0
