@@ -58,22 +58,30 @@ def in_variables(node: Node, variables: Sequence[int], values: Values) -> Callab
 
 
 def find_blocks(
-    graph: Graph, sites: Iterable[int], rules: Set[str] = RULES
+    graph: Graph,
+    sites: Iterable[int],
+    rules: Set[str] = RULES,
+    together: Iterable[int] = (),
 ) -> tuple[Graph, list[Block]]:
-    """The graph with each block as one operation, and the blocks from the sites to the output."""
-    sites = list(dict.fromkeys(sites))
-    joined = _join_exponentials(graph, set(sites)) if "exponentials" in rules else graph.nodes
+    """The graph with each block as one operation, and the blocks from the sites to the output.
+
+    What lies before the graph may reach those of the sites that are named `together` at once.
+    """
+    sites, together = list(dict.fromkeys(sites)), set(together)
+    # A loop is a block of its own: it has sites inside, or noise to be added there.
+    ends = {*sites, *(var for node in graph.nodes if node.loop for var in node.outs)}
+    joined = _join_exponentials(graph, ends) if "exponentials" in rules else graph.nodes
     graph = dataclasses.replace(graph, nodes=joined)
     live = _live(graph, sites)
     # Inner regions come first, so that an outer one finds them joined to single operations.
     for start in _forks(graph, live) if "regions" in rules else ():
-        region = _region(graph, live, start, set(sites))
+        region = _region(graph, live, start, ends)
         if region:
             node = join(region, region[-1].outs, "region")
             nodes = _replace(graph.nodes, region, node, keep=_read_outside)
             graph = dataclasses.replace(graph, nodes=nodes)
             live = _replace(live, region, node)
-    reached = _reached(graph, live, sites)
+    reached = _reached(graph, live, sites, together)
     blocks = [_block(graph, node, reached) for node in live]
     known = {"none", "general", *rules}
     return graph, [
@@ -85,29 +93,40 @@ def find_blocks(
 def _live(graph: Graph, sites: Sequence[int]) -> list[Node]:
     """The operations through which sites act differentiably on the output, in order."""
     wanted, kept = set(graph.outputs), []
-    for node in reversed(graph.after(sites)):
+    after = set(graph.after(sites))
+    for node in reversed(graph.nodes):
+        if node not in after and not (node.loop and set(sites).intersection(node.outs)):
+            continue
         if any(var in wanted and graph.sources[var] for var in node.outs):
             wanted.update(node.ins)
             kept.append(node)
     return kept[::-1]
 
 
-def _reached(graph: Graph, nodes: Iterable[Node], sites: Sequence[int]) -> dict[int, int]:
+def _reached(
+    graph: Graph, nodes: Iterable[Node], sites: Sequence[int], together: Set[int]
+) -> dict[int, int]:
     """For every variable, the sites that reach it differentiably, as bits."""
-    reached = {site: 1 << bit for bit, site in enumerate(sites)}
+    reached = {site: 1 << bit for bit, site in enumerate(sites, 1)}
+    reached.update((site, reached[site] | 1) for site in together)
     for node in nodes:
-        together = 0
+        bits = 0
         for var in node.ins:
-            together |= reached.get(var, 0)
+            bits |= reached.get(var, 0)
+        if node.loop is not None:  # sites inside reach all that the loop gives
+            for var in node.outs:
+                bits |= reached.get(var, 0)
         for var in node.outs:
             if graph.sources[var]:
-                reached[var] = reached.get(var, 0) | together
+                reached[var] = reached.get(var, 0) | bits
     return reached
 
 
 def _block(graph: Graph, node: Node, reached: dict[int, int]) -> Block:
     """Noise is for inputs that one site reaches together, where the operation bends in them."""
     moving = tuple(dict.fromkeys(var for var in node.ins if var in reached))
+    if node.loop is not None:
+        return Block(node, moving)
     # Inputs that no site reaches together meet in no entry of a diagonal, so that their product
     # needs no noise: a layer's input and its weight, for example.
     bits = functools.reduce(operator.or_, (reached[var] for var in moving))
@@ -213,6 +232,8 @@ def _region(graph: Graph, live: Sequence[Node], start: int, sites: set[int]) -> 
         held = [p for p, var in enumerate(node.ins) if var in inside]
         if not held:
             continue
+        if node.loop is not None:
+            return []
         # Something else enters: the region would have two inputs, and mixed curvature in them.
         if any(var in moving and var not in inside for var in node.ins):
             return []

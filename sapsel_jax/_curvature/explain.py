@@ -12,7 +12,7 @@ from sapsel_jax._curvature.routes import Routes, Task, choose
 from sapsel_jax._graph.graph import Graph
 from sapsel_jax._graph.sites import Use
 from sapsel_jax._graph.tracing import trace
-from sapsel_jax._passes.lifts import find_structures
+from sapsel_jax._passes.lifts import Structure, find_structures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +121,12 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
     check_float_leaves("params", params)
     check_arrays("example", example, keys=True)
     loss = one_scalar(loss_fn)
-    graph = trace(lambda p, e: loss(p, e, *args), params, example)
-    graph, structures = find_structures(graph)
+    of_one = lambda p, e: loss(p, e, *args)
+    graph, structures = find_structures(trace(of_one, params, example))
     routes = choose(graph, structures)
     names = [name for name, _ in named_leaves(params)]
-    propagated = _propagated(graph, routes)
+    looped = trace(of_one, params, example, loops=True)
+    propagated = _propagated(graph, structures, looped)
     uses = []
     for leaf, name in enumerate(names):
         found = [(u, task) for task in routes.tasks for u in task.uses if u.leaf == leaf]
@@ -137,12 +138,17 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
     return Plan(tuple(uses), routes.shared_work / routes.gradient_work, total)
 
 
-def _propagated(graph: Graph, routes: Routes) -> dict[Use, str]:
-    """How one pass estimates each use, or why it refuses."""
+def _propagated(graph: Graph, structures: dict[Use, Structure], looped: Graph) -> dict[Use, str]:
+    """How one pass estimates each use, or why it refuses; by leaf where it takes loops as loops."""
     try:
-        return describe(graph, routes.structures)
+        if not any(node.loop for node in looped.nodes):
+            return describe(graph, structures)
+        found: dict[int, list[str]] = {}
+        for use, text in describe(*find_structures(looped)).items():
+            found.setdefault(use.leaf, []).append(text)
+        return {use: ", ".join(sorted(set(found[use.leaf]))) for use in structures}
     except NotImplementedError:
-        return dict.fromkeys(routes.structures, "refused: while")
+        return dict.fromkeys(structures, "refused: while")
 
 
 def _planned(

@@ -14,7 +14,7 @@ from jax import lax
 
 from sapsel_jax._base.precision import widen
 from sapsel_jax._curvature.blocks import Block, in_variables
-from sapsel_jax._graph.graph import Graph, Values
+from sapsel_jax._graph.graph import Values
 
 BITS = 32
 
@@ -23,20 +23,29 @@ Arrays = Sequence[jax.Array]
 
 
 class Signs:
-    """Independent signs for one example, drawn at once and taken piece by piece."""
+    """Independent signs, drawn at once as the bits of words and taken piece by piece."""
 
-    def __init__(self, key: jax.Array, sizes: Sequence[int]) -> None:
-        num_words = sum(-(-size // BITS) for size in sizes)
-        self._words = jax.random.bits(key, (num_words,), jnp.uint32)
+    def __init__(self, words: jax.Array) -> None:
+        self._words = words
         self._taken = 0
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """The next signs, as an array of 1 and -1."""
         size = math.prod(shape)
-        start, self._taken = self._taken, self._taken - (-size // BITS)
+        words = self.take_words(num_words(size))
         places = jnp.arange(min(BITS, size), dtype=jnp.uint32)
-        bits = (self._words[start : self._taken, None] >> places[None]) & 1
+        bits = (words[:, None] >> places[None]) & 1
         return 2 * bits.reshape(-1)[:size].reshape(shape).astype(dtype) - 1
+
+    def take_words(self, count: int) -> jax.Array:
+        """The next words."""
+        start, self._taken = self._taken, self._taken + count
+        return self._words[start : self._taken]
+
+
+def num_words(size: int) -> int:
+    """How many words hold so many signs."""
+    return -(-size // BITS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,11 +78,6 @@ class Noise:
     pair: Pair
     diagonal: jax.Array | None
     exact: bool
-
-
-def num_signs(graph: Graph, blocks: Sequence[Block]) -> list[int]:
-    """How many signs the noise of blocks takes, piece by piece."""
-    return [graph.size(var) for block in blocks for var in block.noisy]
 
 
 def draw(block: Block, values: Values, adjoints: Sequence[jax.Array], signs: Signs) -> list[Noise]:

@@ -158,15 +158,17 @@ def read_loss(
     *,
     additive: bool = True,
     reverse: bool = True,
+    loops: bool = False,
 ) -> BatchLoss:
     """Checks the arguments and reads the loss of one example.
 
-    `additive` is for `find_uses`; with `reverse` the loss must have a reverse derivative.
+    `additive` is for `find_uses`, `loops` for `trace`; with `reverse` the loss must have a reverse
+    derivative.
     """
     check_float_leaves("params", params)
     num_examples = count_examples(batch, weights)
     first = jax.tree.map(lambda x: x[0], batch)
-    graph = trace(lambda p, example: fn(p, example, *args), params, first)
+    graph = trace(lambda p, example: fn(p, example, *args), params, first, loops=loops)
     if reverse:
         check_reversible(graph)
     weights = None if weights is None else jnp.asarray(weights)
@@ -177,6 +179,8 @@ def read_loss(
 def check_reversible(graph: Graph) -> None:
     """Refuses what JAX has no reverse derivative of."""
     for node in graph.nodes:
+        if node.loop is not None:
+            check_reversible(node.loop.body)
         if node.name == "while" and any(graph.sources[var] for var in node.outs):
             raise NotImplementedError(
                 "`loss_fn` has a `while` loop that depends on the parameters, which has no reverse "

@@ -1,33 +1,24 @@
 """Curvature propagation: the whole Hessian diagonal estimated by one backward pass."""
 
 import math
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Set
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
-from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._base.types import Batch, LossFn, Params
-from sapsel_jax._curvature.blocks import RULES, Block, find_blocks, in_variables
+from sapsel_jax._curvature.blocks import RULES
 from sapsel_jax._curvature.hutchinson import probe_records
-from sapsel_jax._curvature.noise import Noise, Pair, Signs, draw, num_signs
-from sapsel_jax._curvature.over_examples import check_reversible, read_loss
+from sapsel_jax._curvature.over_examples import read_loss
 from sapsel_jax._curvature.probed import find_probed
 from sapsel_jax._curvature.probes import check_probes
-from sapsel_jax._graph.graph import Graph, Values
+from sapsel_jax._curvature.propagation_pass import Propagation
+from sapsel_jax._graph.graph import Graph
 from sapsel_jax._graph.reach import varies
 from sapsel_jax._graph.sites import Use
-from sapsel_jax._passes.lifts import (
-    Record,
-    Structure,
-    lift,
-    records_of_uses,
-)
-from sapsel_jax._primitives.contraction import contract
-from sapsel_jax._primitives.tangents import Label, Tangent
+from sapsel_jax._passes.lifts import Record, Structure
 
 BUDGET = 2**24
 """Entries that the temporaries of one chunk of examples may hold: 64 MB in float32."""
@@ -53,7 +44,8 @@ def propagated_diagonal(
     E[b₁ b₂ᵀ] is the Hessian of the loss in every variable. If a leaf enters by z = A w + ..., then
     (Aᵀ b₁) ⊙ (Aᵀ b₂) at z is an unbiased estimate of its diagonal. For tied and recurrent weights,
     and for leaves that enter non-linearly, the signals are carried to the leaf itself. In ReLU
-    networks only the loss adds noise.
+    networks only the loss adds noise. A scan over four steps or more stays a loop, so that programs do
+    not grow with the number of layers in it.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
@@ -124,7 +116,7 @@ def propagated_by(
     def diagonal(
         params: Params, batch: Batch, key: jax.Array, *args: Any, weights: Any = None
     ) -> Any:
-        loss = read_loss(one_scalar(loss_fn), params, batch, args, weights)
+        loss = read_loss(one_scalar(loss_fn), params, batch, args, weights, loops=True)
         probes_at_once = 1 if microbatch else min(PROBES_AT_ONCE, num_probes)
         entries = probes_at_once * _entries(loss.graph, loss.structures)
         return loss.estimate(
@@ -143,12 +135,20 @@ def propagated_by(
 
 def _entries(graph: Graph, structures: dict[Use, Structure]) -> int:
     """How many entries the temporaries of one example have."""
-    entries = 4 * sum(graph.size(var) for node in graph.nodes for var in node.outs)
-    for found in structures.values():
-        entries += math.prod(found.tangent.value.shape)
+    entries = _variables(graph)
+    for use, found in structures.items():
+        own = math.prod(found.tangent.value.shape)
         if not found.is_diagonal:
-            entries += 2 * math.prod(label.size for label in found.order)
+            own += 2 * math.prod(label.size for label in found.order)
+        while use.inner is not None:  # a record for every step
+            own, use = own * use.loop.length, use.inner
+        entries += own
     return entries
+
+
+def _variables(graph: Graph) -> int:
+    entries = 4 * sum(graph.size(var) for node in graph.nodes for var in node.outs)
+    return entries + sum(_variables(node.loop.body) for node in graph.nodes if node.loop)
 
 
 def _plan(
@@ -161,16 +161,14 @@ def _plan(
     """
     passes: list[Propagation | Products] = []
     for varying in (True, False):
-        some = {u: shape for u, shape in structures.items() if varies(graph, u.site) == varying}
+        differs = {use: any(varies(graph, site) for site in use.sites) for use in structures}
+        some = {use: shape for use, shape in structures.items() if differs[use] == varying}
         ruled = {u: some[u] for u in some if any(n.ruled for n in graph.after([u.site]))}
-        uses = tuple(use for use in some if use not in ruled)
+        others = {use: some[use] for use in some if use not in ruled}
         if ruled:
             passes.append(Products(graph, ruled, varying))
-        if uses:
-            blocked, blocks = find_blocks(graph, [use.site for use in uses], rules)
-            passes.append(
-                Propagation(blocked, blocks, uses, structures, varying, "diagonals" in rules)
-            )
+        if others:
+            passes.append(Propagation(graph, others, rules, varying=varying))
     return passes
 
 
@@ -183,7 +181,8 @@ def describe(graph: Graph, structures: dict[Use, Structure]) -> dict[Use, str]:
     for one in _plan(graph, structures):
         estimated = one.estimated()
         for use in one.uses:
-            if use.site not in estimated and structures[use].is_diagonal:
+            exact = use.site not in estimated and structures[use].is_diagonal
+            if exact and use.inner is None:
                 found[use] = "exact"
             else:
                 found[use] = "at the leaf" if use.reason else "at the site"
@@ -206,182 +205,3 @@ class Products:
     def estimated(self) -> set[int]:
         """The variables whose curvature is estimated."""
         return {one.site for one in self.probed}
-
-
-class Propagation:
-    """One backward pass, planned before there are numbers."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        blocks: list[Block],
-        uses: tuple[Use, ...],
-        structures: dict[Use, Structure],
-        varying: bool,
-        diagonals: bool,
-    ) -> None:
-        """Takes a graph of blocks, and the uses whose sites the signals are for."""
-        check_reversible(graph)
-        self.graph, self.blocks, self.uses = graph, blocks, uses
-        self.structures, self.varying, self.diagonals = structures, varying, diagonals
-        self.num_signs = num_signs(graph, blocks)
-        self.bends: set[int] = set()
-        """The variables whose adjoints the noise of earlier blocks depends on."""
-        for block in blocks:
-            if block.noisy or self.bends.intersection(block.moving):
-                self.bends.update(block.node.outs)
-
-    def records(self, leaves: list[jax.Array], example: Any, key: jax.Array) -> list[Record]:
-        """What one example says of each use."""
-        values = self.graph.evaluate(leaves, example)
-        signals = self._propagate(values, Signs(key, self.num_signs))
-        found = []
-        for use in self.uses:
-            signal, value = signals.get(use.site, Signal()), values[use.site]
-            is_diagonal = self.structures[use].is_diagonal
-            if is_diagonal:
-                result = signal.curvature(value.shape, wide_dtype(value.dtype))
-            else:
-                tangent, order = lift(self.graph, use, values)
-                result = signal.along(tangent, order, wide_dtype(value.dtype))
-            found += records_of_uses(self.graph, (use,), is_diagonal, values, result)
-        return found
-
-    def estimated(self) -> set[int]:
-        """The variables whose signals hold something random, from shapes alone."""
-        specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in self.graph.avals]
-        inputs = ([specs[var] for var in some] for some in (self.graph.leaves, self.graph.example))
-        found: set[int] = set()
-
-        def propagate(leaves: Any, example: Any, key: jax.Array) -> None:
-            values = self.graph.evaluate(leaves, example)
-            signals = self._propagate(values, Signs(key, self.num_signs))
-            found.update(var for var, signal in signals.items() if not signal.exact())
-
-        jax.eval_shape(propagate, *inputs, jax.random.key(0))
-        return found
-
-    def _propagate(self, values: Values, signs: Signs) -> dict[int, "Signal"]:
-        """The signals at every variable that a site reaches."""
-        output = self.graph.outputs[0]
-        adjoints = {output: jnp.ones_like(values[output])}
-        signals: dict[int, Signal] = {}
-        for block in reversed(self.blocks):
-            outs = [v for v in block.node.outs if self.graph.is_float(v)]
-            zero = lambda var: jnp.zeros_like(values[var])
-            if block.carries and outs[0] in signals:
-                # As it is, and so with the diagonal of its Hessian, for sites that come before.
-                before = signals.setdefault(block.moving[0], Signal())
-                before.noise += signals[outs[0]].alone()
-            if block.noisy:
-                given = [adjoints[v] if v in adjoints else zero(v) for v in outs]
-                noise = draw(block, values, given, signs)
-                if not self.diagonals:
-                    noise = [Noise(one.pair, None, False) for one in noise]
-            else:
-                noise = []
-            self._pull(block, outs, values, adjoints, signals)
-            for var, one in zip(block.noisy, noise, strict=True):
-                signals.setdefault(var, Signal()).noise.append(one)
-        return signals
-
-    def _pull(
-        self,
-        block: Block,
-        outs: list[int],
-        values: Values,
-        adjoints: Values,
-        signals: dict[int, "Signal"],
-    ) -> None:
-        """Adds what comes back through a block to the adjoints and signals of its inputs."""
-        rows: list[Values] = []
-        has_adjoint = bool(self.bends.intersection(block.moving))
-        if has_adjoint:
-            rows.append(adjoints)
-        found = {
-            var: signals[var].pairs(signals[var].alone() if block.carries else ())
-            for var in outs
-            if var in signals
-        }
-        pairs = {var: _add(some) for var, some in found.items() if some}
-        sign = _common_sign(list(pairs.values()))
-        if pairs:
-            rows.append({var: pair.first for var, pair in pairs.items()})
-            if sign is None:
-                rows.append({var: pair.both()[1] for var, pair in pairs.items()})
-        if not rows:
-            return
-        points = [values[var] for var in block.moving]
-        back = jax.vjp(in_variables(block.node, block.moving, values), *points)[1]
-        zero = lambda var: jnp.zeros_like(values[var])
-        given = [
-            [row[var].astype(values[var].dtype) if var in row else zero(var) for var in outs]
-            for row in rows
-        ]
-        if block.node.facts.pulls_singly or block.node.name == "region":
-            results = [list(arrays) for arrays in zip(*map(back, given), strict=True)]
-        else:
-            stacked = jax.vmap(back)([jnp.stack(row) for row in zip(*given, strict=True)])
-            results = [list(array) for array in stacked]
-        for var, arrays in zip(block.moving, results, strict=True):
-            if has_adjoint:
-                adjoint = arrays.pop(0)
-                adjoints[var] = adjoints[var] + adjoint if var in adjoints else adjoint
-            if pairs:
-                pair = Pair(arrays[0], None, sign) if sign is not None else Pair(*arrays)
-                signals.setdefault(var, Signal()).pulled.append(pair)
-
-
-def _common_sign(pairs: Sequence[Pair]) -> jax.Array | None:
-    """The sign that all second signals are the first ones times, if there is one."""
-    signs = [pair.sign for pair in pairs]
-    return signs[0] if signs and all(sign is signs[0] for sign in signs) else None
-
-
-class Signal:
-    """What reaches one variable: pairs pulled back to it, and noise that is added there."""
-
-    def __init__(self) -> None:
-        """Begins with nothing."""
-        self.pulled: list[Pair] = []
-        self.noise: list[Noise] = []
-
-    def alone(self) -> list[Noise]:
-        """The noise whose products with all else have no expectation."""
-        return [one for one in self.noise if one.diagonal is not None]
-
-    def exact(self) -> bool:
-        """Whether all of it is noise whose diagonal is known."""
-        return not self.pulled and all(one.exact for one in self.noise)
-
-    def pairs(self, without: Sequence[Noise] = ()) -> list[Pair]:
-        """All of it, but for some noise."""
-        return [*self.pulled, *(one.pair for one in self.noise if one not in without)]
-
-    def curvature(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """The diagonal at this variable, without the products that have no expectation."""
-        total, alone = jnp.zeros(shape, dtype), self.alone()
-        pairs = self.pairs(without=alone)
-        if pairs:
-            first, second = _add(pairs).both()
-            total += first.astype(dtype) * second.astype(dtype)
-        return total + sum(one.diagonal.astype(dtype) for one in alone if one.diagonal is not None)
-
-    def along(self, tangent: Tangent, order: Sequence[Label], dtype: Any) -> jax.Array:
-        """(Aᵀ b₁) ⊙ (Aᵀ b₂), with the columns of A the tangents of this variable."""
-        if not self.pairs():
-            return jnp.zeros([label.size for label in order], dtype)
-        pair = _add(self.pairs())
-        if pair.sign is not None:
-            return pair.sign * contract([tangent], pair.first.astype(dtype), order) ** 2
-        both = jnp.stack(pair.both()).astype(dtype)
-        first, second = contract([tangent], both, order, num_rows=1)
-        return first * second
-
-
-def _add(pairs: Sequence[Pair]) -> Pair:
-    sign = _common_sign(pairs)
-    if sign is not None:
-        return Pair(sum(pair.first for pair in pairs), None, sign)  # type: ignore[arg-type]
-    first, second = zip(*(pair.both() for pair in pairs), strict=True)
-    return Pair(sum(first), sum(second))  # type: ignore[arg-type]

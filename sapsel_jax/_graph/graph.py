@@ -27,6 +27,8 @@ class Node:
     """Every entry of the output depends on the same entry of each input alone, or on a scalar."""
     ruled: bool = False
     """A custom rule inside may contradict itself, so that nothing is known of its derivatives."""
+    loop: "Loop | None" = None
+    """The steps of a scan that is taken as a loop."""
 
     @property
     def facts(self) -> Primitive:
@@ -49,6 +51,8 @@ class Graph:
     """For every variable, the leaves it depends on differentiably, as bits."""
     varying: Sequence[bool]
     """For every variable, whether it depends on the example."""
+    goes_on: bool = False
+    """Something unknown, such as the next step of a loop, follows the outputs."""
 
     def evaluate(self, leaves: Sequence[Any], example: Any) -> Values:
         """The values of all variables."""
@@ -118,6 +122,61 @@ class Graph:
             if len(alive) == 1:
                 found.extend(alive)
         return list(dict.fromkeys(var for var in found if var not in self.outputs))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loop:
+    """A scan as the graph of one step, which reads constants, what is carried, and slices.
+
+    The operation whose loop it is gives what is carried at last, what is stacked, and, with a
+    leading axis of steps, what each step was given to carry.
+
+    Attributes:
+      body: the graph of a step; its outputs are what is carried on and what is stacked.
+      inputs: the variables of the body that a step is given.
+      num_consts: how many of them are the same in every step; they come first.
+      num_carry: how many are carried from step to step; they come next.
+      length: the number of steps.
+      reverse: the last step is the first one done.
+    """
+
+    body: Graph
+    inputs: tuple[int, ...]
+    num_consts: int
+    num_carry: int
+    length: int
+    reverse: bool
+
+    @property
+    def carry(self) -> range:
+        """The places of what is carried among the inputs."""
+        return range(self.num_consts, self.num_consts + self.num_carry)
+
+    @property
+    def stacked(self) -> range:
+        """The places among the inputs of what each step gets a slice of."""
+        return range(self.num_consts + self.num_carry, len(self.inputs))
+
+    def run(self, *inputs: Any) -> list[Any]:
+        """All steps: what is carried at last, what is stacked, what each step was given."""
+        given = list(inputs)
+
+        def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], Any]:
+            known = self.step([*given[: self.num_consts], *carry, *slices])
+            outs = [known[var] for var in self.body.outputs]
+            return outs[: self.num_carry], (outs[self.num_carry :], carry)
+
+        start, slices = ([given[i] for i in places] for places in (self.carry, self.stacked))
+        last, (stacks, carries) = jax.lax.scan(
+            step, start, slices, length=self.length, reverse=self.reverse
+        )
+        return [*last, *stacks, *carries]
+
+    def step(self, inputs: Sequence[Any]) -> Values:
+        """The values of all variables of one step."""
+        known = dict(self.body.constants)
+        known.update(zip(self.inputs, inputs, strict=True))
+        return run(self.body.nodes, known)
 
 
 def run(nodes: Iterable[Node], values: Values) -> Values:

@@ -13,7 +13,7 @@ import operator
 from collections.abc import Sequence
 
 from sapsel_jax._graph.affine import is_affine
-from sapsel_jax._graph.graph import Graph, Node
+from sapsel_jax._graph.graph import Graph, Loop, Node
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +29,8 @@ class Use:
       gather: the operation that looks rows up in the leaf, if that is how it is used.
       entry: the operation of the path at which the leaf meets something else, or its copy.
       reason: why the leaf is its own site; empty where a site was found.
+      inner: where the root is what the steps of a loop get slices of: the use of such a slice in
+        the graph of a step. The site is then the first result of the loop, which is the entry.
     """
 
     leaf: int
@@ -39,6 +41,19 @@ class Use:
     gather: Node | None
     entry: Node | None
     reason: str
+    inner: "Use | None" = None
+
+    @property
+    def loop(self) -> Loop:
+        """The loop that the use is in."""
+        assert self.entry is not None
+        assert self.entry.loop is not None
+        return self.entry.loop
+
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """The site, or all results of the loop that the use is in."""
+        return (self.site,) if self.inner is None or self.entry is None else self.entry.outs
 
 
 def find_uses(graph: Graph, *, additive: bool = True) -> tuple[Graph, list[Use]]:
@@ -49,7 +64,10 @@ def find_uses(graph: Graph, *, additive: bool = True) -> tuple[Graph, list[Use]]
     returned has `copy` operations where a use begins with an operation that is not affine.
     """
     uses: list[Use] = []
+    looped = {leaf: way for leaf, var in enumerate(graph.leaves) if (way := _into_loop(graph, var))}
     for leaf, var in enumerate(graph.leaves):
+        if leaf in looped:
+            continue
         graph, entries = _entries(graph, var)
         found = [_use(graph, leaf, var, node, chain) for node, chain in entries]
         reason = _conflict(graph, found)
@@ -58,6 +76,50 @@ def find_uses(graph: Graph, *, additive: bool = True) -> tuple[Graph, list[Use]]
         if reason:
             found = [Use(leaf, (), var, (), var, None, None, reason)]
         uses.extend(found)
+    graph, inside = _uses_in_loops(graph, looped, additive)
+    return graph, [*uses, *inside]
+
+
+def _into_loop(graph: Graph, var: int) -> "tuple[list[Node], int, int] | None":
+    """The operations that move a leaf to where a loop takes slices of it, if it is used so alone.
+
+    Returns them, the variable at the end of them, and the first result of the loop.
+    """
+    chain: list[Node] = []
+    while var not in graph.outputs:
+        readers = [n for n in graph.consumers[var] if any(graph.sources[out] for out in n.outs)]
+        if len(readers) != 1 or readers[0].ins.count(var) != 1:
+            return None
+        (node,) = readers
+        if node.loop is not None:
+            place = node.ins.index(var)
+            kept = node.loop.inputs[place] in node.loop.body.outputs
+            return None if place not in node.loop.stacked or kept else (chain, var, node.outs[0])
+        if not node.facts.moves:
+            return None
+        chain.append(node)
+        var = node.outs[0]
+    return None
+
+
+def _uses_in_loops(
+    graph: Graph, looped: "dict[int, tuple[list[Node], int, int]]", additive: bool
+) -> tuple[Graph, list[Use]]:
+    """The uses of leaves whose slices are leaves of the steps of loops."""
+    uses = []
+    for node in [node for node in graph.nodes if node.loop is not None]:
+        assert node.loop is not None
+        mine = {leaf: way for leaf, way in looped.items() if way[2] == node.outs[0]}
+        leaves = tuple(node.loop.inputs[node.ins.index(root)] for _, root, _ in mine.values())
+        body = dataclasses.replace(node.loop.body, leaves=leaves, example=())
+        body, inner = find_uses(body, additive=additive)
+        loop = dataclasses.replace(node.loop, body=body)
+        new = dataclasses.replace(node, loop=loop, apply=loop.run)
+        nodes = [new if other is node else other for other in graph.nodes]
+        graph = dataclasses.replace(graph, nodes=nodes)
+        for use in inner:
+            leaf, (chain, root, _) = list(mine.items())[use.leaf]
+            uses.append(Use(leaf, tuple(chain), root, (), new.outs[0], None, new, use.reason, use))
     return graph, uses
 
 
@@ -190,6 +252,11 @@ def _conflict(graph: Graph, uses: Sequence[Use]) -> str:
             return f"{len(met)} uses meet in {node.name}"
         for var in outs:
             reached[var] = reached.get(var, 0) | together
+    if graph.goes_on:
+        together = functools.reduce(operator.or_, [reached.get(var, 0) for var in graph.outputs])
+        met = [bit for bit in range(len(uses)) if together >> bit & 1]
+        if len(met) > 1 and not _apart([slices[bit] for bit in met]):
+            return f"{len(met)} uses meet in later steps"
     return ""
 
 

@@ -123,7 +123,13 @@ def structure(graph: Graph, use: Use) -> Structure:
 def find_structures(graph: Graph, *, additive: bool = True) -> tuple[Graph, dict[Use, Structure]]:
     """Every use of every leaf with the structure of its lift, and the graph that they lie in."""
     graph, uses = find_uses(graph, additive=additive)
-    return graph, {use: structure(graph, use) for use in uses}
+    return graph, {use: _structure_of(graph, use) for use in uses}
+
+
+def _structure_of(graph: Graph, use: Use) -> Structure:
+    if use.inner is not None:
+        return _structure_of(use.loop.body, use.inner)
+    return structure(graph, use)
 
 
 def by_site(structures: dict[Use, Structure]) -> list[tuple[Use, ...]]:
@@ -175,6 +181,10 @@ def add_up(
     graph: Graph, use: Use, shape: Structure, records: Record, weights: jax.Array | None
 ) -> jax.Array:
     """The weighted sum over examples of the records of one use, shaped like its leaf."""
+    if use.inner is not None:  # records have an axis of steps behind that of examples
+        body, inner = use.loop.body, use.inner
+        of_step = lambda one: add_up(body, inner, shape, one, weights)
+        return lower(graph, use, jax.vmap(of_step, in_axes=1)(records), None)
     result = records.result
     if weights is not None:
         lead = weights.astype(result.dtype).reshape(-1, *(1,) * (result.ndim - 1))
