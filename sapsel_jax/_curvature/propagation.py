@@ -44,8 +44,8 @@ def propagated_diagonal(
     E[b₁ b₂ᵀ] is the Hessian of the loss in every variable. If a leaf enters by z = A w + ..., then
     (Aᵀ b₁) ⊙ (Aᵀ b₂) at z is an unbiased estimate of its diagonal. For tied and recurrent weights,
     and for leaves that enter non-linearly, the signals are carried to the leaf itself. In ReLU
-    networks only the loss adds noise. A scan over four steps or more stays a loop, so that programs do
-    not grow with the number of layers in it.
+    networks only the loss adds noise. A scan over four steps or more stays a loop, so that programs
+    do not grow with the number of layers in it.
 
     Args:
       loss_fn: `loss_fn(params, example, *args) -> scalar`, the loss of one example.
