@@ -5,6 +5,12 @@ from typing import Any
 
 from benchmarks.tools.ending import exit_code, finish, stop_in_order
 
+DESCRIPTION = """Benchmarks of sapsel_jax on real data.
+
+Every command writes to one folder. Ctrl-C keeps what is finished there, and the same command goes
+on from it. Exit codes: 0 done; 1 an error in the program; 2 wrong use, or a file that cannot be
+read or written; 130 interrupted by Ctrl-C; 143 terminated; 129 hung up."""
+
 
 def commands() -> dict[str, Any]:
     """The subcommands; imported only here, so that Ctrl-C meanwhile ends in a sentence, too."""
@@ -14,6 +20,7 @@ def commands() -> dict[str, Any]:
     from benchmarks.listing import List
     from benchmarks.paper.command import Paper
     from benchmarks.propagation.command import Propagation
+    from benchmarks.render import Render
     from benchmarks.secrets.command import Secrets
     from benchmarks.selection.command import Selection
     from benchmarks.sparsity.command import Sparsity
@@ -31,6 +38,7 @@ def commands() -> dict[str, Any]:
         "sparsity": Sparsity,
         "beyond": Beyond,
         "secrets": Secrets,
+        "render": Render,
         "list": List,
     }
 
@@ -44,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
         command = tyro.extras.subcommand_cli_from_dict(
             commands(),
             prog="python -m benchmarks",
-            description="Benchmarks of sapsel_jax on real data.",
+            description=DESCRIPTION,
             args=args,
         )
         command.run()

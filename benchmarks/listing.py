@@ -13,7 +13,9 @@ from benchmarks.learning.scenarios import SCENARIOS
 from benchmarks.methods.masks import METHODS, REFERENCES
 from benchmarks.methods.rankings import RANKED, summary
 from benchmarks.methods.updates import STUDIED_UPDATES
+from benchmarks.render import COMMITTED
 from benchmarks.secrets.text import TEXTS
+from benchmarks.tools.origin import FILE, read_origin
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class List:
     data_dir: str | None = None
     """Where tensorflow-datasets keeps prepared data; None is its default, or TFDS_DATA_DIR."""
     results: Path = Path("results")
-    """The folder whose reports are listed; every command writes to a folder in it by default."""
+    """The folder whose results are listed, beside those of the repository; every command writes to
+    a folder in it by default."""
 
     def run(self) -> None:
         """Prints one table per kind of choice."""
@@ -37,7 +40,8 @@ class List:
             "Methods": REFERENCES | {name: method.summary for name, method in METHODS.items()},
             "Rankings of the ablation": {name: summary(name) for name in RANKED},
             "Updates": {name: update.summary for name, update in STUDIED_UPDATES.items()},
-            f"Results in {self.results}": _reports(self.results),
+            f"Results in {self.results}": _results(self.results),
+            "Results in the repository": _results(COMMITTED),
         }
         console = Console()
         for title, choices in ((title, some) for title, some in kinds.items() if some):
@@ -47,8 +51,14 @@ class List:
             console.print(table)
 
 
-def _reports(results: Path) -> dict[str, str]:
-    """The folders that hold a report, each with its title."""
-    reports = sorted(results.glob("*/report.md"))
-    texts = {path.parent.name: path.read_text(encoding="utf-8") for path in reports}
-    return {name: text.split("\n", 1)[0].lstrip("# ") for name, text in texts.items()}
+def _results(results: Path) -> dict[str, str]:
+    """The folders of results, each with the title of its report."""
+    found = {}
+    for folder in sorted(path.parent for path in results.glob(f"*/{FILE}")):
+        report = folder / "report.md"
+        if report.exists():
+            found[folder.name] = report.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+        else:
+            command = read_origin(folder).commands[-1]
+            found[folder.name] = f"not finished: {command} --output {folder}"
+    return found

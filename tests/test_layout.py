@@ -30,7 +30,7 @@ SHARED = {
     "methods": ("tools", "learning", "measures"),
     "reporting": ("tools", "learning", "measures", "methods"),
 }
-COMMANDS = ("__main__", "listing")
+COMMANDS = ("__main__", "listing", "render")
 """Above all studies."""
 
 

@@ -21,10 +21,10 @@ from benchmarks.ablation.stability import (
 from benchmarks.ablation.study import Part, count_work, measure_part
 from benchmarks.learning.data import is_prepared
 from benchmarks.methods.tuning import TUNING_SEED
-from benchmarks.tools.command import command_line, continued
+from benchmarks.tools.command import continued
 from benchmarks.tools.errors import check_at_least, check_choice, check_share
+from benchmarks.tools.origin import Origin, add_origin, write_report
 from benchmarks.tools.page import write_page
-from benchmarks.tools.records import Journal
 
 QUICK = {"seeds": 1, "fractions": (0.05,), "curvature_examples": 200}
 QUICK_PART = "digits-label"
@@ -36,13 +36,8 @@ TRIED = ("digits-label", "digits-backdoor", "digits-label-cnn", "mnist-label")
 
 @dataclass(frozen=True)
 class Ablation:
-    """Compare every selection, at several fractions, with every update, and with its control.
+    """Compare every selection, at several fractions, with every update, and with its control."""
 
-    What is finished stands in the output folder; the same command goes on from there.
-    """
-
-    output: Path | None = None
-    """Folder for the results, new or begun with the same options; None is results/ablation."""
     parts: tuple[str, ...] = ()
     """Which parts to measure now, such as digits-label or mnist-label; none named is all."""
     seeds: int | None = None
@@ -57,13 +52,15 @@ class Ablation:
     """Training examples that curvature and second-order updates see, drawn at random."""
     data_dir: str | None = None
     """Where tensorflow-datasets keeps prepared data; None is its default, or TFDS_DATA_DIR."""
+    output: Path | None = None
+    """Folder for the results; None is results/ablation. What stands there is not done again."""
     quick: bool = False
     """A rough run whatever seeds and sizes are named: false labels on the digits, one seed, one
     fraction, 200 curvature examples, and without the options of the second-order update."""
 
     def run(self) -> None:
         """Measures what is missing and writes the report."""
-        options = dataclasses.replace(self, **QUICK) if self.quick else self
+        options = self._sized()
         options.check()
         parts = options.chosen()
         # What is not prepared is told now, before anything is measured.
@@ -74,6 +71,7 @@ class Ablation:
         output = options.output or Path("results", "ablation")
         with continued(output, options.settings()) as run:
             journals = open_journals(run.folder)
+            add_origin(run.folder, self)
             run.expect(
                 sum(count_work(part) for part in parts)
                 + sum(count_stability(part) for part in steady)
@@ -86,13 +84,12 @@ class Ablation:
             for part in tried:
                 measure_defaults(part, journals.variants, run.say)
             run.say("Writing the report")
-            options._report(run.folder, *journals)
+            write_report(self, run.folder)
 
-    def _report(
-        self, folder: Path, trials: Journal, cells: Journal, overlaps: Journal, variants: Journal
-    ) -> None:
-        """Pictures and pages from what stands in the journals."""
-        parts = self.all_parts()
+    def report(self, folder: Path, origin: Origin) -> None:
+        """Pictures and pages from what stands in the folder."""
+        trials, cells, overlaps, variants = open_journals(folder)
+        parts = self._sized().all_parts()
         found = [f for name in parts if (f := find(name, cells.rows)) is not None]
         titles = {name: part.title for name, part in parts.items()}
         pictures = []
@@ -116,7 +113,10 @@ class Ablation:
             list(dict.fromkeys(row["part"] for row in overlaps.rows)),
             variants.rows,
         )
-        write_page(folder, study_markdown(study, pictures, command_line()))
+        write_page(folder, study_markdown(study, pictures, origin))
+
+    def _sized(self) -> "Ablation":
+        return dataclasses.replace(self, **QUICK) if self.quick else self
 
     def check(self) -> None:
         """Raises UsageError unless every option is in its range."""

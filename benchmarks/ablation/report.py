@@ -1,8 +1,6 @@
 """The report of the study: what holds, in numbers, and all that it rests on."""
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from benchmarks.ablation.findings import Comparison, Findings
@@ -20,6 +18,8 @@ from benchmarks.reporting.tables import (
     plain_name,
     short_number,
 )
+from benchmarks.tools.origin import Origin
+from benchmarks.tools.page import opening
 from benchmarks.tools.statistics import Interval
 
 
@@ -37,16 +37,20 @@ class Study(NamedTuple):
     defaults: list[dict[str, Any]]
 
 
-def study_markdown(study: Study, pictures: Sequence[str], command: str) -> str:
+def study_markdown(study: Study, pictures: Sequence[str], origin: Origin) -> str:
     """The report in Markdown, with the pictures as links to files beside it."""
     shown = {picture.partition(".")[0]: f"![{picture}]({picture})" for picture in pictures}
     parts = [
         "# Which parameters to change",
-        "Models are trained on poisoned data, some of their parameters are selected, and an update "
-        "changes those alone. A ranking that is worth its curvature must do better than random "
-        "parameters with the same count in each leaf: its control, which shares its choice of "
-        "layers. Only what survives that comparison, corrected for the number of comparisons, is "
-        "claimed here.",
+        opening(
+            "The training data: false labels or a backdoor, all of them known or a tenth.",
+            "Models were trained on such data, some of their parameters were selected, and an "
+            "update changed those alone. A ranking that is worth its curvature must do better than "
+            "random parameters with the same count in each leaf: its control, which shares its "
+            "choice of layers. Only what survives that comparison, corrected for the number of "
+            "comparisons, is claimed here.",
+            _in_short(study).partition("\n")[0].removeprefix("- "),
+        ),
         "## In short",
         _in_short(study),
     ]
@@ -69,7 +73,7 @@ def study_markdown(study: Study, pictures: Sequence[str], command: str) -> str:
             "## The options of the second-order update",
             defaults_section(study.defaults, study.parts),
         ]
-    parts += ["## How it was run", _how(study, command)]
+    parts += ["## How it was run", _how(study, origin)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -253,7 +257,7 @@ def _figures_table(found: Findings) -> str:
     return markdown_table([*columns, "changed entries"], rows)
 
 
-def _how(study: Study, command: str) -> str:
+def _how(study: Study, origin: Origin) -> str:
     parts = [study.parts[f.part] for f in study.findings]
     first = next(iter(study.parts.values())).settings
     trials = "; ".join(
@@ -261,7 +265,6 @@ def _how(study: Study, command: str) -> str:
         for name, update in STUDIED_UPDATES.items()
     )
     edge = sum(row["at_edge"] for row in study.trials)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
     rankings = "; ".join(f"`{name}`: {summary(name)}" for name in RANKED)
     sizes = "; ".join(
         f"{part.title}: {part.settings.train_examples or 'all'} training examples, fractions "
@@ -274,7 +277,7 @@ def _how(study: Study, command: str) -> str:
     steady = "; ".join(study.parts[name].title for name in study.steady) or "none"
     return "\n".join(
         [
-            f"- Command: `{command}`",
+            f"- Command: `{origin.command}`",
             "- Figure: the mean of test accuracy, accuracy on the corrected examples and, for "
             "backdoors, the share of attacks that fail. Recovery: (after − poisoned) / (retrained "
             "− poisoned) of that figure. One figure a cell, so that one test a cell is made: a "
@@ -298,6 +301,6 @@ def _how(study: Study, command: str) -> str:
             "passes; rows of earlier versions hold a ratio of times there. `selection_seconds` is "
             "measured.",
             f"- Sizes: {sizes}.{left_out} Masks compared after a change: {steady}.",
-            f"- Software: Python {platform.python_version()}, {versions}.",
+            f"- Software: {origin.versions('Python', 'jax', 'flax', 'optax', 'numpy')}.",
         ]
     )

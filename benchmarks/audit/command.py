@@ -1,26 +1,32 @@
 """`python -m benchmarks audit`: U-LiRA and KLOM, with ensembles in place of single models."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich import box
 from rich.table import Table
 
 from benchmarks.audit.ensembles import evidence, margins, train_models, tune, unlearn_models
+from benchmarks.learning.checkpoints import Trained
+from benchmarks.learning.data import Split
+from benchmarks.learning.scenarios import problems
 from benchmarks.learning.settings import Settings
 from benchmarks.methods.case import Case, make_case
 from benchmarks.methods.masks import METHODS
 from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.reporting.tables import markdown_table, plain_name
-from benchmarks.tools.command import command_line, measured
+from benchmarks.tools.command import Run, continued
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_choice
 from benchmarks.tools.folders import write_jsonl
-from benchmarks.tools.page import write_page
+from benchmarks.tools.origin import Origin, add_origin, write_report
+from benchmarks.tools.page import opening, write_page
+from benchmarks.tools.pieces import Pieces, Rows, Work, read_rows
 from benchmarks.tools.timing import timed
 
 UPDATE = "iterative"
@@ -37,82 +43,67 @@ class Audit(Settings):
     """Models of each ensemble. Three are trained: poisoned, retrained, and retrained once more."""
     methods: tuple[str, ...] = ("full", "sharpest")
     """Which methods unlearn the poisoned models, by the iterative update."""
+    cache: Path = Path("results", "cache")
+    """Folder where trained parameters are kept, by a hash of data, configuration and seed."""
     output: Path | None = None
-    """Folder for the results; None is results/audit-DATASET-SCENARIO-MODEL."""
+    """Folder for the results; None is results/audit-DATASET-SCENARIO-MODEL. What stands there is
+    not done again."""
     quick: bool = False
     """A rough run: 8 models, a quarter of the epochs."""
 
     def run(self) -> None:
-        """Trains, unlearns and compares; prints a table and leaves a folder."""
+        """Trains, unlearns and compares what is missing; prints a table and leaves a report."""
         self.check()
         check_at_least("models", self.models, 3)
         for method in self.methods:
             check_choice("methods", method, METHODS)
         name = f"audit-{self.dataset}-{self.scenario}-{self.model}"
-        with measured(self.output or Path("results", name)) as run:
-            self.load(TUNING_SEED)
-            rows = list(self.measure(run.say))
-            write_jsonl(run.folder / "results.jsonl", rows)
-            _draw(run.folder / "audit.png", rows)
-            write_page(run.folder, _report(rows))
+        names = {field.name for field in dataclasses.fields(self)}
+        names -= {"seeds", "methods", "data_dir", "cache", "output"}
+        settings = {name: getattr(self, name) for name in sorted(names)}
+        self.load(TUNING_SEED)
+        with continued(self.output or Path("results", name), settings) as run:
+            add_origin(run.folder, self)
+            rows = self._measure(run)
+            write_report(self, run.folder)
             run.tables.append(_table(rows))
 
-    def measure(self, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-        """A row for each seed, method and set of examples; `report` is told what is going on."""
-        report("Tuning")
-        case = make_case(self._sized(), TUNING_SEED)
-        values = {method: tune(case, method, UPDATE) for method in self.methods}
+    def report(self, folder: Path, origin: Origin) -> None:
+        """The picture and the pages from what stands in the folder."""
+        rows = read_rows(folder)
+        _draw(folder / "audit.png", rows)
+        write_page(folder, _report(rows, origin))
+
+    def _measure(self, run: Run) -> Rows:
+        """A row for each seed, method and set of examples."""
+        pieces = Pieces(run)
+        case = functools.cache(lambda seed: make_case(self._sized(), seed, self.cache))
+        about = (self._count, self.cache, run.tell)
+        ensembles = functools.cache(lambda seed: Ensembles(case(seed), *about))
+        found: dict[str, float] = {}
+
+        def tuned(method: str) -> Iterator[dict[str, Any]]:
+            yield {"method": method, "value": tune(case(TUNING_SEED), method, UPDATE)}
+
+        plan: dict[str, Work] = {}
         for seed in range(1, self.seeds + 1):
-            report(f"Seed {seed}: training single models")
-            case = make_case(self._sized(), seed)
-            yield from self._compare(case, values, report)
+            for method in ("poisoned", *self.methods, "retrained"):
+                plan[f"Seed {seed}: {method}"] = lambda s=seed, m=method: ensembles(s).rows(
+                    m, found.get(m)
+                )
+        tuning = {f"Tuning {method}": method for method in self.methods}
+        run.expect(pieces.missing([*tuning, *plan]))
+        for name, method in tuning.items():
+            (row,) = pieces.do(name, functools.partial(tuned, method))
+            found[method] = row["value"]
+        rows = [row for name, work in plan.items() for row in pieces.do(name, work)]
+        write_jsonl(run.folder / "results.jsonl", rows)
+        return rows
 
-    def _compare(
-        self, case: Case, values: dict[str, float], report: Callable[[str], None]
-    ) -> Iterator[dict[str, Any]]:
-        poisoned, recipe = case.poisoned, self._sized().recipe
-        count = min(8, self.models) if self.quick else self.models
-        everything = np.arange(len(poisoned.train.labels))
-        right = poisoned.retained if poisoned.corrected is None else everything
-
-        def train(storage: Any, ids: np.ndarray, first: int) -> tuple[Any, float]:
-            seeds = range(first, first + count)
-            work = lambda: train_models(case.model, recipe, storage, ids, case.steps, seeds)
-            return timed(work)
-
-        # Starts and orders of their own, none of them those of the single models.
-        report(f"Seed {case.seed}: training {count} poisoned models")
-        start = 1000 * case.seed
-        spoiled, seconds = train(poisoned.train, everything, start)
-        report(f"Seed {case.seed}: retraining twice {count} models")
-        retrained, retrain_seconds = train(case.dataset.train, right, start + count)
-        again, _ = train(case.dataset.train, right, start + 2 * count)
-        sets = {"forget": poisoned.original, "test": case.dataset.test}
-        aims = {name: margins(case.model, retrained, split) for name, split in sets.items()}
-
-        def rows(method: str, models: Any, spent: float, value: Any) -> Iterator[dict[str, Any]]:
-            for name, split in sets.items():
-                yield {
-                    **case.names,
-                    "seed": case.seed,
-                    "method": method,
-                    "update": "none" if value is None else UPDATE,
-                    "tuned_value": value,
-                    "set": name,
-                    "examples": len(split.labels),
-                    "models": count,
-                    "seconds": spent,
-                    **evidence(margins(case.model, models, split), aims[name])._asdict(),
-                }
-
-        yield from rows("poisoned", spoiled, seconds, None)
-        for method, value in values.items():
-            report(f"Seed {case.seed}: {method}")
-            models, spent = timed(
-                lambda m=method, v=value: unlearn_models(case, spoiled, m, UPDATE, v)
-            )
-            yield from rows(method, models, spent, value)
-        yield from rows("retrained", again, retrain_seconds, None)
+    @property
+    def _count(self) -> int:
+        """Models of an ensemble."""
+        return min(8, self.models) if self.quick else self.models
 
     def _sized(self) -> Settings:
         """The settings of a comparison, without what belongs to this command."""
@@ -129,6 +120,65 @@ class Audit(Settings):
             epochs=epochs,
             data_dir=self.data_dir,
         )
+
+
+class Ensembles:
+    """The ensembles of one seed, each trained when it is first needed."""
+
+    def __init__(self, case: Case, count: int, cache: Path, tell: Callable[[str], None]):
+        """Nothing is trained yet; `tell` is told what is trained."""
+        self._case, self._count, self._cache, self._tell = case, count, cache, tell
+
+    def rows(self, method: str, value: float | None) -> Iterator[dict[str, Any]]:
+        """The figures of an ensemble, a row for each set of examples."""
+        case = self._case
+        if method == "poisoned":
+            models, seconds = self._poisoned
+        elif method == "retrained":
+            models, seconds = self._retrained(2)
+        else:
+            assert value is not None
+            work = functools.partial(unlearn_models, case, self._poisoned.params, method, UPDATE)
+            models, seconds = timed(lambda: work(value))
+        aim = self._aim.params
+        for name, split in {"forget": case.poisoned.original, "test": case.dataset.test}.items():
+            both = [margins(case.model, each, split) for each in (models, aim)]
+            yield {
+                **case.names,
+                "seed": case.seed,
+                "method": method,
+                "update": "none" if value is None else UPDATE,
+                "tuned_value": value,
+                "set": name,
+                "examples": len(split.labels),
+                "models": self._count,
+                "seconds": seconds,
+                **evidence(*both)._asdict(),
+            }
+
+    @functools.cached_property
+    def _poisoned(self) -> Trained:
+        poisoned = self._case.poisoned
+        return self._train("poisoned", poisoned.train, np.arange(len(poisoned.train.labels)), 0)
+
+    @functools.cached_property
+    def _aim(self) -> Trained:
+        return self._retrained(1)
+
+    def _retrained(self, turn: int) -> Trained:
+        case = self._case
+        everything = np.arange(len(case.poisoned.train.labels))
+        ids = case.poisoned.retained if case.removes else everything
+        return self._train("retrained", case.dataset.train, ids, turn)
+
+    def _train(self, words: str, storage: Split, ids: np.ndarray, turn: int) -> Trained:
+        self._tell(f"Seed {self._case.seed}: training {self._count} {words} models")
+        # Starts and orders of their own, none of them those of the single models.
+        first = 1000 * self._case.seed + turn * self._count
+        seeds = range(first, first + self._count)
+        recipe = self._case.settings.recipe
+        work = (self._case.model, recipe, storage, ids, self._case.steps, seeds)
+        return train_models(self._cache, *work)
 
 
 HEADINGS = ("method", "set", "KLOM, median", "KLOM, 95 %", "U-LiRA %", "U-LiRA %, 95 %", "seconds")
@@ -168,9 +218,15 @@ def _title(rows: list[dict[str, Any]]) -> str:
     return f"{row['dataset']}, {row['scenario']}, {row['model']}: ensembles of {row['models']}"
 
 
-def _report(rows: list[dict[str, Any]]) -> str:
+def _report(rows: list[dict[str, Any]], origin: Origin) -> str:
     parts = [
         f"# {_title(rows)}",
+        opening(
+            problems([rows[0]["scenario"]]),
+            f"{rows[0]['models']} networks were trained on such data and unlearned, and compared "
+            "with as many that were trained from scratch on the data as it should have been.",
+            f"The median KLOM on the poisoned examples, 0 at best: {_forgotten(rows)}.",
+        ),
         "How far an ensemble of unlearned models is from one of models that were retrained on the "
         "data as it should have been, example by example. KLOM is a divergence in nats, 0 at best; "
         "U-LiRA is the share of models that an attacker tells from retrained ones, 50 % at best. "
@@ -181,9 +237,17 @@ def _report(rows: list[dict[str, Any]]) -> str:
         markdown_table(HEADINGS, _cells(rows)),
         "`seconds` are those of training the ensemble or of selecting and updating all its models, "
         "compilation included.",
-        f"Command: `{command_line()}`, jax {jax.__version__}, on {jax.devices()[0].device_kind}.",
+        f"Command: `{origin.command}`, {origin.versions('jax')}, on {origin.software['device']}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _forgotten(rows: list[dict[str, Any]]) -> str:
+    medians: dict[str, list[float]] = {}
+    for row in rows:
+        if row["set"] == "forget":
+            medians.setdefault(plain_name(row["method"]), []).append(row["klom_median"])
+    return ", ".join(f"{name} {np.mean(found):.2f}" for name, found in medians.items())
 
 
 def _draw(path: Path, rows: list[dict[str, Any]]) -> None:

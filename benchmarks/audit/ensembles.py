@@ -5,6 +5,7 @@ been; all of one seed's data, each from its own start and in its own order.
 """
 
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 
 import sapsel_jax as sap
+from benchmarks.learning.checkpoints import Trained, kept, training_hash
 from benchmarks.learning.data import Split
 from benchmarks.learning.models import AT_ONCE, Model
 from benchmarks.learning.training import Recipe, shuffled_batches
@@ -39,11 +41,18 @@ class Evidence(NamedTuple):
 
 
 def train_models(
-    model: Model, recipe: Recipe, storage: Split, ids: np.ndarray, steps: int, seeds: range
-) -> Any:
+    cache: Path,
+    model: Model,
+    recipe: Recipe,
+    storage: Split,
+    ids: np.ndarray,
+    steps: int,
+    seeds: range,
+) -> Trained:
     """Trains one model for each seed, as `benchmarks.learning.training.train` does, in one program.
 
     Args:
+      cache: folder of trained parameters; what is there is not trained again.
       model: the network.
       recipe: how it is trained.
       storage: examples.
@@ -56,7 +65,9 @@ def train_models(
     """
     order = np.stack([shuffled_batches(ids, steps, recipe.batch_size, seed) for seed in seeds])
     start = stack([model.init(seed) for seed in seeds])
-    return _train(model, recipe.learning_rate, start, as_batch(storage), order)
+    work = lambda: _train(model, recipe.learning_rate, start, as_batch(storage), order)
+    name = training_hash(model, recipe, storage, ids, steps, *seeds)
+    return kept(cache, f"ensemble-{name}", start, work, f"{len(seeds)} models of {model.name}")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

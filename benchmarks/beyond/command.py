@@ -10,8 +10,9 @@ from benchmarks.beyond.study import ALL, Study, run_study
 from benchmarks.learning.data import DATASETS
 from benchmarks.learning.settings import Settings
 from benchmarks.methods.tuning import TUNING_SEED
-from benchmarks.tools.command import command_line, continued
+from benchmarks.tools.command import continued
 from benchmarks.tools.errors import UsageError, check_choice
+from benchmarks.tools.origin import Origin, add_origin, write_report
 
 QUICK_IDEAS = ("full", "projection")
 MODELS = ("mlp", "cnn", "convnet")
@@ -20,7 +21,7 @@ MODELS = ("mlp", "cnn", "convnet")
 
 @dataclass(frozen=True)
 class Beyond:
-    """Try other ideas than a choice of entries, each against its control; can be resumed."""
+    """Try other ideas than a choice of entries, each against its control."""
 
     dataset: str = "digits"
     """digits (embedded), mnist or cifar10 (prepared once by tensorflow-datasets)."""
@@ -54,13 +55,19 @@ class Beyond:
         """Measures what is missing; leaves a report."""
         study = self.study()
         output = self.output or Path("results", f"beyond-{self.dataset}-{self.model}")
+        study.settings.load(TUNING_SEED)
         with continued(output, self._identity()) as run:
             trials, cells = open_journals(run.folder)
-            study.settings.load(TUNING_SEED)
+            add_origin(run.folder, self)
             run.expect(len(list(study.work(trials, cells))))
             run_study(study, trials, cells, run.say)
             run.say("Writing the report")
-            write_beyond(run.folder, study, trials.rows, cells.rows, command_line())
+            write_report(self, run.folder)
+
+    def report(self, folder: Path, origin: Origin) -> None:
+        """Pages from what stands in the folder."""
+        trials, cells = open_journals(folder)
+        write_beyond(folder, self.study(), trials.rows, cells.rows, origin)
 
     def study(self) -> Study:
         """What is tried, after a check of every option."""

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.beyond.study import ALL, TOLERATED, Study
+from benchmarks.learning.scenarios import problems
 from benchmarks.methods.bench import REFERENCES
 from benchmarks.reporting.needed import Rows, by_seed, measure_of
 from benchmarks.reporting.tables import NONE, markdown_table, percent, plain_name, probability
-from benchmarks.tools.page import write_page
+from benchmarks.tools.origin import Origin
+from benchmarks.tools.page import opening, write_page
 from benchmarks.tools.statistics import Interval, PairedDifference, holm, interval, paired_test
 
 CLAIMED = 0.05
@@ -29,7 +31,7 @@ class Contest(NamedTuple):
     """Its p value by Holm's rule over the report."""
 
 
-def write_beyond(folder: Path, study: Study, trials: Rows, rows: Rows, command: str) -> None:
+def write_beyond(folder: Path, study: Study, trials: Rows, rows: Rows, origin: Origin) -> None:
     """Pages from what stands in the journals."""
     contests = find_contests(study, rows)
     any_row = rows[0]
@@ -38,11 +40,18 @@ def write_beyond(folder: Path, study: Study, trials: Rows, rows: Rows, command: 
     budget = f"{100 * study.settings.budget:g} % of retraining's example gradients"
     text = [
         f"# Beyond masks of entries: {title}",
+        opening(
+            "The training data. " + problems(list(dict.fromkeys(s for s, _ in study.problems))),
+            "Networks that were trained on such data were corrected by other ideas than a choice "
+            "of entries, each beside its control on the same networks.",
+            _in_short(contests),
+        ),
         verdict(contests),
-        f"Made by `{command}`. The steps of an idea take at most {budget}; the projection takes "
-        "none. The number that is tuned was chosen on seeds that are not reported, by accuracy on "
-        "validation data and on the corrected examples. An idea against relearning takes the "
-        f"largest value whose objective is at most {100 * TOLERATED:g} points below the best one.",
+        f"Made by `{origin.command}`. The steps of an idea take at most {budget}; the projection "
+        "takes none. The number that is tuned was chosen on seeds that are not reported, by "
+        "accuracy on validation data and on the corrected examples. An idea against relearning "
+        f"takes the largest value whose objective is at most {100 * TOLERATED:g} points below the "
+        "best one.",
     ]
     for scenario, known in study.problems:
         text += [f"## {scenario}, {100 * known:g} % of the poison known"]
@@ -50,6 +59,16 @@ def write_beyond(folder: Path, study: Study, trials: Rows, rows: Rows, command: 
     text += ["## Against the controls", _contests(contests), "## The ideas", _ideas(study)]
     text += ["## Tuning", _tuning(trials)]
     write_page(folder, "\n\n".join(text) + "\n")
+
+
+def _in_short(contests: Sequence[Contest]) -> str:
+    pairs = dict.fromkeys((each.idea, each.control) for each in contests)
+    shown = [each for each in contests if each.p < CLAIMED and each.better.mean > 0]
+    ideas = dict.fromkeys(f"{plain_name(c.idea)} against {plain_name(c.control)}" for c in shown)
+    return (
+        f"In {len(ideas)} of {len(pairs)} comparisons with a control an idea is shown to be better"
+        f"{': ' * bool(ideas)}{', '.join(ideas)}."
+    )
 
 
 def find_contests(study: Study, rows: Rows) -> list[Contest]:

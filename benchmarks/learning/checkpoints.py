@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +34,10 @@ class Damaged(Exception):
 
 
 def training_hash(
-    model: Model, recipe: Recipe, storage: Split, ids: np.ndarray, steps: int, seed: int
+    model: Model, recipe: Recipe, storage: Split, ids: np.ndarray, steps: int, *seeds: int
 ) -> str:
-    """A name for the result of `train`: it changes with the data, the configuration or the seed."""
-    configuration = (model.name, model.description, *recipe, steps, seed, jax.__version__)
+    """A name for what is trained: it changes with the data, the configuration or the seeds."""
+    configuration = (model.name, model.description, *recipe, steps, *seeds, jax.__version__)
     return _digest(json.dumps(configuration), (*storage, ids))[:32]
 
 
@@ -59,8 +59,25 @@ def train_once(
     Raises:
       UsageError: if training gives parameters that are not finite.
     """
-    path = folder / f"{training_hash(model, recipe, storage, ids, steps, seed)}.npz"
-    like = model.init(seed)
+    name = training_hash(model, recipe, storage, ids, steps, seed)
+    work = lambda: train(model, recipe, storage, ids, steps, seed)
+    return kept(folder, name, model.init(seed), work, f"{model.name} with seed {seed}")
+
+
+def kept(folder: Path, name: str, like: Any, work: Callable[[], Any], about: str) -> Trained:
+    """What `work` returns, from `folder` if it was done before.
+
+    Args:
+      folder: where parameters are kept.
+      name: of the file, by a hash of all that they depend on.
+      like: a pytree with the shapes and dtypes of the parameters.
+      work: trains them.
+      about: what is trained, for the error.
+
+    Raises:
+      UsageError: if training gives parameters that are not finite.
+    """
+    path = folder / f"{name}.npz"
     if path.exists():
         try:
             return _load(path, like)
@@ -68,11 +85,9 @@ def train_once(
             aside = path.with_name(f"{path.name}.damaged")
             path.replace(aside)
             note(f"{path} is damaged ({damage}); it is now {aside.name}, and is trained again.")
-    params, seconds = timed(lambda: train(model, recipe, storage, ids, steps, seed))
+    params, seconds = timed(work)
     if not _are_finite(jax.tree.leaves(params)):
-        raise UsageError(
-            f"Training of {model.name} with seed {seed} gave parameters that are not finite."
-        )
+        raise UsageError(f"Training of {about} gave parameters that are not finite.")
     params = jax.tree.map(np.asarray, params)
     _save(path, params, seconds)
     return Trained(params, seconds)

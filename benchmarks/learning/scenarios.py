@@ -3,7 +3,7 @@
 A scenario changes the training examples it names, in the way it names, and nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -259,3 +259,8 @@ SCENARIOS = {
         unseen=lambda dataset: dataset.test,
     ),
 }
+
+
+def problems(scenarios: Sequence[str]) -> str:
+    """What is wrong with the data of some scenarios, in a sentence each."""
+    return " ".join(f"{name.capitalize()}: {SCENARIOS[name].summary}." for name in scenarios)

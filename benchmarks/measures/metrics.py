@@ -71,3 +71,13 @@ def count_entries(tree: Any) -> int:
 def count_changed(before: Any, after: Any) -> int:
     """How many entries have other bits than before."""
     return int(sap.mask_count(sap.audit.changed_mask(before, after)))
+
+
+def layer_shares(mask: Any) -> dict[str, float]:
+    """For each layer, the first part of its leaves' paths, its share of the selected entries."""
+    counts: dict[str, int] = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(mask)[0]:
+        layer = jax.tree_util.keystr(keys[:1], simple=True)
+        counts[layer] = counts.get(layer, 0) + int(np.sum(leaf))
+    total = max(sum(counts.values()), 1)
+    return {layer: count / total for layer, count in counts.items()}

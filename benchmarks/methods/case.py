@@ -136,15 +136,19 @@ def make_case(settings: Settings, seed: int, cache: Path | None = None) -> Case:
       seed: of everything.
       cache: folder of trained parameters; None trains again.
     """
-    dataset = settings.load(seed)
+    dataset, poisoned = poisoned_data(settings, seed)
     model = settings.build(dataset)
-    poisoned = poison(dataset, settings.scenario, settings.poison_share, seed)
-    if settings.known < 1:
-        poisoned = notice(poisoned, settings.known, seed)
     everything = np.arange(len(poisoned.train.labels))
     steps = num_steps(settings.recipe, len(everything))
     trained = _train(settings, cache, model, poisoned.train, everything, steps, seed)
     return Case(settings, seed, model, dataset, poisoned, trained.params, steps, cache)
+
+
+def poisoned_data(settings: Settings, seed: int) -> tuple[Dataset, Poisoned]:
+    """The data of a seed, as they should be and as they are trained on."""
+    dataset = settings.load(seed)
+    poisoned = poison(dataset, settings.scenario, settings.poison_share, seed)
+    return dataset, poisoned if settings.known == 1 else notice(poisoned, settings.known, seed)
 
 
 def _train(

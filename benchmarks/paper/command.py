@@ -11,9 +11,10 @@ from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.paper.contest import Arm, Contest, run_contest
 from benchmarks.paper.procedures import PROCEDURES, PROPOSED
 from benchmarks.paper.records import open_journals
-from benchmarks.paper.report import write_paper
-from benchmarks.tools.command import command_line, continued
+from benchmarks.paper.report import find_facts, write_paper
+from benchmarks.tools.command import continued
 from benchmarks.tools.errors import UsageError, check_at_least, check_choice, check_share
+from benchmarks.tools.origin import Origin, add_origin, write_report
 
 FRONTIER_METHODS = (PROPOSED, "sharpest")
 REMOVAL_EXAMPLES = 5_000
@@ -23,7 +24,7 @@ CIFAR10_EXAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Paper:
-    """Compare selection by sharpness with every baseline, scenario by scenario; can be resumed."""
+    """Compare selection by sharpness with every baseline, scenario by scenario."""
 
     dataset: str = "digits"
     """digits (embedded), mnist or cifar10 (prepared once by tensorflow-datasets)."""
@@ -70,14 +71,20 @@ class Paper:
         """Measures what is missing; leaves a report."""
         contest = self.contest()
         output = self.output or Path("results", f"paper-{self.dataset}")
+        for settings in contest.settings.values():
+            settings.load(TUNING_SEED)
         with continued(output, self._identity()) as run:
             trials, cells = open_journals(run.folder)
-            for settings in contest.settings.values():
-                settings.load(TUNING_SEED)
+            add_origin(run.folder, self, lambda: find_facts(contest))
             run.expect(len(list(contest.work(trials, cells))))
             run_contest(contest, trials, cells, run.say)
             run.say("Writing the report")
-            write_paper(run.folder, contest, trials.rows, cells.rows, command_line())
+            write_report(self, run.folder)
+
+    def report(self, folder: Path, origin: Origin) -> None:
+        """Pictures and pages from what stands in the folder."""
+        trials, cells = open_journals(folder)
+        write_paper(folder, self.contest(), trials.rows, cells.rows, origin)
 
     def contest(self) -> Contest:
         """What is compared, after a check of every option."""

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.methods.case import make_case
-from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.paper.contest import REFERENCES, Arm, Contest
 from benchmarks.paper.procedures import PROPOSED
 from benchmarks.paper.summary import FORGET_MEASURE, OUR_PREFIXES, Rows, of, standing, standings
@@ -38,8 +36,7 @@ def draw_paper(folder: Path, contest: Contest, rows: Rows) -> dict[str, str]:
     pictures = {}
     for scenario, settings in contest.settings.items():
         name = f"images-{scenario}.png"
-        case = make_case(settings, TUNING_SEED, contest.cache)
-        draw_images(folder / name, case.poisoned)
+        draw_images(folder / name, settings)
         pictures[f"images {scenario}"] = name
     scenarios = [s for s in contest.settings if any(row["scenario"] == s for row in rows)]
     _draw_gaps(folder / "gaps.png", rows, scenarios, contest.arms)

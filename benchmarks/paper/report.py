@@ -1,15 +1,13 @@
 """The report of the comparison, for someone who has never seen the project."""
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.learning.scenarios import SCENARIOS
-from benchmarks.methods.case import Case, make_case
+from benchmarks.learning.scenarios import SCENARIOS, problems
+from benchmarks.methods.case import make_case
 from benchmarks.methods.curvature import estimator, measured_gradients
 from benchmarks.methods.evidence import (
     HELD_SHARE,
@@ -48,20 +46,36 @@ from benchmarks.reporting.tables import (
     towards_retraining,
 )
 from benchmarks.tools.folders import write_whole
-from benchmarks.tools.page import write_page
+from benchmarks.tools.origin import Origin
+from benchmarks.tools.page import opening, write_page
 from benchmarks.tools.statistics import Interval
 
 
-def write_paper(folder: Path, contest: Contest, trials: Rows, rows: Rows, command: str) -> None:
+def find_facts(contest: Contest) -> dict[str, Any]:
+    """What the report tells of the network and of the data, beside the rows."""
+    first = next(iter(contest.settings.values()))
+    case = make_case(first, TUNING_SEED, contest.cache)
+    budget = int(contest.arms[0].budget * case.retrain_example_gradients)
+    num_examples = len(case.dataset.train.labels)
+    num_timed = min(curvature_examples(budget), num_examples)
+    sample = as_batch(case.dataset.train.take(np.arange(num_timed)))
+    return {
+        "description": case.model.description,
+        "model": case.model.name,
+        "examples": num_examples,
+        "timed_examples": num_timed,
+        "measured_gradients": measured_gradients(case.model, case.params, sample),
+    }
+
+
+def write_paper(folder: Path, contest: Contest, trials: Rows, rows: Rows, origin: Origin) -> None:
     """Writes pictures, `table.md`, `report.md` and `report.html` into `folder`."""
     pictures = draw_paper(folder, contest, rows)
     scenarios = [s for s in contest.settings if any(row["scenario"] == s for row in rows)]
-    first = contest.settings[scenarios[0]]
-    case = make_case(first, TUNING_SEED, contest.cache)
     goals = _goals(rows, scenarios, contest.arms)
     write_whole(folder / "table.md", goals + "\n")
     parts = [
-        *_opening(contest, scenarios, case, rows),
+        *_opening(contest, scenarios, rows, origin.facts["description"]),
         "## In short",
         goals,
         _plain_findings(rows, scenarios, contest.arms),
@@ -84,23 +98,27 @@ def write_paper(folder: Path, contest: Contest, trials: Rows, rows: Rows, comman
         parts += ["## Only a part of the poison known", _known(contest, rows, scenarios)]
     parts += ["## The paper's claims, pair by pair", _claims(rows, scenarios, contest.arms)]
     parts += ["## Procedures and their tuning", _tuning(contest, trials, scenarios)]
-    parts += ["## How it was run", _how(contest, case, rows, command)]
+    parts += ["## How it was run", _how(contest, scenarios[0], rows, origin)]
     write_page(folder, "\n\n".join(parts) + "\n")
 
 
-def _opening(contest: Contest, scenarios: Sequence[str], case: Case, rows: Rows) -> list[str]:
+def _opening(contest: Contest, scenarios: Sequence[str], rows: Rows, description: str) -> list[str]:
     settings, main = contest.settings[scenarios[0]], contest.arms[0]
     seeds = max(len({r["seed"] for r in rows if r["scenario"] == s}) for s in scenarios)
     return [
         f"# Unlearning on {settings.dataset}: selection by curvature against every baseline",
-        f"A network was trained on data of which a part was wrong. Every procedure below then gets "
-        f"the same {100 * main.budget:g} % of the example gradients that training from scratch "
-        "costs, the search for what to change included, to make up for it. The aim is the model "
-        "that was trained from scratch on the data as it should have been.",
+        opening(
+            f"A part of the training data. {problems(scenarios)}",
+            f"A network was trained on such data. Every procedure below then got the same "
+            f"{100 * main.budget:g} % of the example gradients that training from scratch costs, "
+            "the search for what to change included, to make up for it. The aim is the model that "
+            "was trained from scratch on the data as it should have been.",
+            _plain_findings(rows, scenarios, contest.arms).partition("\n")[0].removeprefix("- "),
+        ),
         f"The goal is stated for `{PROPOSED}`, which takes {PROCEDURES[PROPOSED].summary}, and "
         "corrects those alone by steps of adam.",
-        f"{case.model.description}, {rows[0]['total_entries']:,} parameters, data variant "
-        f"{case.dataset.variant}. A mask selects {100 * main.fraction:g} % of the parameters. "
+        f"{description}, {rows[0]['total_entries']:,} parameters, data variant "
+        f"{rows[0]['variant']}. A mask selects {100 * main.fraction:g} % of the parameters. "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}; ± is the half width of a 95 % t interval.",
     ]
 
@@ -332,13 +350,8 @@ def _chosen(row: dict[str, Any]) -> str:
     return text + (" *" if place in (0, len(row["trials"]) - 1) else "")
 
 
-def _how(contest: Contest, case: Case, rows: Rows, command: str) -> str:
-    settings = contest.settings[case.settings.scenario]
-    budget = int(contest.arms[0].budget * rows[0]["retrain_example_gradients"])
-    num_timed = min(curvature_examples(budget), len(case.dataset.train.labels))
-    sample = as_batch(case.dataset.train.take(np.arange(num_timed)))
-    measured = measured_gradients(case.model, case.params, sample)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
+def _how(contest: Contest, first: str, rows: Rows, origin: Origin) -> str:
+    settings, facts = contest.settings[first], origin.facts
     sizes = ", ".join(
         f"{scenario} {len({row['seed'] for row in rows if row['scenario'] == scenario})}"
         for scenario in contest.settings
@@ -349,14 +362,17 @@ def _how(contest: Contest, case: Case, rows: Rows, command: str) -> str:
         removal = "" if count is None else f" For the removal of records: {count:,}."
     return "\n".join(
         [
-            f"- Command: `{command}`. It goes on where it was cut off, and adds what is new.",
+            f"- Command: `{origin.command}`. It goes on where it was cut off, and adds what is "
+            "new.",
             f"- Training: adam, {settings.recipe.epochs} epochs in batches of "
-            f"{settings.recipe.batch_size}, {len(case.dataset.train.labels):,} examples, "
-            f"{short_number(rows[0]['retrain_example_gradients'])} example gradients.{removal}",
+            f"{settings.recipe.batch_size}, {facts['examples']:,} examples, "
+            f"{short_number(rows[0]['retrain_example_gradients'])} example gradients."
+            f"{removal}",
             f"- Seeds reported: {sizes}.",
-            f"- Curvature: {estimator(case.model.name)}, counted as {CURVATURE_GRADIENTS} "
-            f"gradient equivalents; measured beside this report, on the {num_timed:,} examples of "
-            f"the main budget: {measured:.1f}.",
-            f"- Software: Python {platform.python_version()}, {versions}.",
+            f"- Curvature: {estimator(facts['model'])}, counted as {CURVATURE_GRADIENTS} "
+            f"gradient equivalents; measured beside this report, on the "
+            f"{facts['timed_examples']:,} examples of the main budget: "
+            f"{facts['measured_gradients']:.1f}.",
+            f"- Software: {origin.versions('Python', 'jax', 'flax', 'optax', 'numpy')}.",
         ]
     )

@@ -19,10 +19,11 @@ from benchmarks.measures.diagonals import captured, flat, gradient_equivalents, 
 from benchmarks.propagation.block_rules import WITHOUT, matters, propagated_without
 from benchmarks.propagation.networks import NETWORKS, Trained, mlp, resnet, trained, transformer
 from benchmarks.propagation.report import draw, quality_table, report
-from benchmarks.tools.command import command_line, measured
+from benchmarks.tools.command import continued
 from benchmarks.tools.errors import check_at_least
-from benchmarks.tools.folders import write_jsonl
+from benchmarks.tools.origin import Origin, add_origin, write_report
 from benchmarks.tools.page import write_page
+from benchmarks.tools.pieces import Work, measure, read_rows
 from benchmarks.tools.timing import compiled, temporary_bytes
 from sapsel_jax._curvature.propagation import PROBES_AT_ONCE
 
@@ -52,25 +53,25 @@ class Propagation:
     """Measure curvature propagation: cost, error, its rules, its masks, and depth."""
 
     seeds: int = 8
-    """Draws that the quality of an estimate is averaged over."""
+    """How many seeds are reported: draws that the quality of an estimate is averaged over."""
     seconds: float = 2.0
     """About how long each timing takes; ten times that for the large networks."""
     data_dir: str | None = None
-    """Where tensorflow-datasets keeps prepared MNIST; None is its default, or TFDS_DATA_DIR.
-    Without it scikit-learn's digits are all."""
+    """Where tensorflow-datasets keeps prepared data; None is its default, or TFDS_DATA_DIR. Without
+    MNIST there scikit-learn's digits are all."""
     output: Path | None = None
-    """Folder for the results; None is results/propagation."""
+    """Folder for the results; None is results/propagation. What stands there is not done again."""
     quick: bool = False
-    """Two dense networks, up to 8 layers, no large networks."""
+    """A rough run: two dense networks, up to 8 layers, no large networks."""
 
     def run(self) -> None:
-        """Measures everything, prints a table and leaves a folder."""
+        """Measures what is missing, prints a table and leaves a report."""
         check_at_least("seeds", self.seeds, 1)
-        with measured(self.output or Path("results", "propagation")) as run:
-            rows = list(self.measure(run.say))
-            write_jsonl(run.folder / "results.jsonl", rows)
-            draw(run.folder, rows)
-            write_page(run.folder, report(rows, command_line()))
+        settings = {name: getattr(self, name) for name in ("seeds", "seconds", "quick")}
+        with continued(self.output or Path("results", "propagation"), settings) as run:
+            add_origin(run.folder, self)
+            rows = measure(run, self.plan(run.tell))
+            write_report(self, run.folder)
             table = Table(title="Curvature propagation, one probe", box=box.SIMPLE)
             headings, cells = quality_table(rows)
             for heading in headings:
@@ -79,23 +80,33 @@ class Propagation:
                 table.add_row(*row)
             run.tables.append(table)
 
-    def measure(self, say: Say) -> Iterator[Row]:
-        """One row for each number or few that belong together; `part` says what it is about."""
-        names = ("relu mlp", "gelu mlp") if self.quick else tuple(NETWORKS)
-        for name in names:
-            yield from self._network(name, "digits", say)
+    def report(self, folder: Path, origin: Origin) -> None:
+        """Pictures and pages from what stands in the folder."""
+        rows = read_rows(folder)
+        draw(folder, rows)
+        write_page(folder, report(rows, origin))
+
+    def plan(self, tell: Say) -> dict[str, Work]:
+        """What is measured; `part` of its rows says what they are about."""
+        networks = [(n, "digits") for n in (("relu mlp", "gelu mlp") if self.quick else NETWORKS)]
         if not self.quick and is_prepared("mnist", self.data_dir):
-            for name in MNIST:
-                yield from self._network(name, "mnist", say)
-        for name in ("gelu mlp",) if self.quick else LOOPED:
-            yield from self._loops(name, say)
+            networks += [(name, "mnist") for name in MNIST]
+        some = ("gelu mlp",) if self.quick else None
+        plan: dict[str, Work] = {}
+        for name, dataset in networks:
+            work = functools.partial(self._network, name, dataset, tell)
+            plan[f"{name} on {dataset}"] = work
+        for name in some or LOOPED:
+            plan[f"{name}, several probes"] = functools.partial(self._loops, name, tell)
         for depth in DEPTHS[:3] if self.quick else DEPTHS:
-            yield self._depth(depth, say)
+            plan[f"{depth} layers"] = functools.partial(self._depth, depth, tell)
         for without in WITHOUT:
-            for name in ("gelu mlp",) if self.quick else ABLATED:
-                yield from self._rule(without, name, say)
+            for name in some or ABLATED:
+                work = functools.partial(self._rule, without, name, tell)
+                plan[f"{name} without {without}"] = work
         for name in () if self.quick else LARGE:
-            yield self._large(name, say)
+            plan[name] = functools.partial(self._large, name, tell)
+        return plan
 
     def _network(self, name: str, dataset: str, say: Say) -> Iterator[Row]:
         """Cost, error and masks of one network."""
@@ -194,7 +205,7 @@ class Propagation:
                 "megabytes": temporary_bytes(program) / 2**20,
             }
 
-    def _depth(self, depth: int, say: Say) -> Row:
+    def _depth(self, depth: int, say: Say) -> Iterator[Row]:
         """Cost of a pass and of one product per site, for tanh networks of one width."""
         say(f"{depth} layers: compiling")
         loss_fn, params = mlp("tanh", (64, *[32] * (depth - 1), 10))
@@ -209,7 +220,7 @@ class Propagation:
         }
         say(f"{depth} layers")
         costs = gradient_equivalents(loss_fn, params, batch, works, self.seconds, say)
-        return {"part": "depth", "layers": depth, **{name: costs[name] for name in works}}
+        yield {"part": "depth", "layers": depth, **{name: costs[name] for name in works}}
 
     def _rule(self, without: str, name: str, say: Say) -> Iterator[Row]:
         """The error of one probe without a rule, where the network has blocks for it."""
@@ -224,7 +235,7 @@ class Propagation:
         draws = [flat(estimate(params, batch, jax.random.key(i))) for i in range(self.seeds)]
         yield {"part": "rules", "without": without, "network": name, **quality(want, draws)}
 
-    def _large(self, name: str, say: Say) -> Row:
+    def _large(self, name: str, say: Say) -> Iterator[Row]:
         """Cost and memory in microbatches."""
         say(f"{name}: compiling")
         make, num_examples = LARGE[name]
@@ -237,7 +248,7 @@ class Propagation:
         say(name)
         works = {"propagated": lambda: program(params, batch, keys[0])}
         costs = gradient_equivalents(loss_fn, params, batch, works, 10 * self.seconds, say)
-        return {
+        yield {
             "part": "large",
             "network": name,
             "entries": sum(leaf.size for leaf in jax.tree.leaves(params)),

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import matplotlib.ticker
 
 from benchmarks.measures.diagonals import FRACTIONS
 from benchmarks.reporting.tables import markdown_table
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
+from benchmarks.tools.origin import Origin
+from benchmarks.tools.page import opening
 
 Row = dict[str, Any]
 WANTED = 0.95
@@ -132,11 +133,26 @@ def _table(rows: Sequence[Row], name: str, columns: dict[str, Callable[[Row], st
     return markdown_table(list(columns), cells)
 
 
-def report(rows: Sequence[Row], command: str) -> str:
+def _in_short(rows: Sequence[Row]) -> str:
+    costs, ranks = ([row[name] for row in rows] for name in ("cost", "rank_correlation"))
+    return (
+        f"One probe costs {min(costs):.2f} to {max(costs):.2f} gradients. Its rank correlation "
+        f"with the exact diagonal is {min(ranks):.3f} to {max(ranks):.3f}, on {len(rows)} networks."
+    )
+
+
+def report(rows: Sequence[Row], origin: Origin) -> str:
     """The report as Markdown."""
     headings, cells = quality_table(rows)
     parts = [
         "# Curvature propagation",
+        opening(
+            "How near one pass over a network comes to its Hessian diagonal, and what it costs.",
+            "One probe of `propagated_diagonal` was compared with the exact diagonal of networks "
+            "that were trained on digits.",
+            _in_short(part(rows, "quality")),
+            first="What was asked",
+        ),
         "One probe of `propagated_diagonal` on networks trained on handwritten digits: 512 "
         "examples of scikit-learn's, 2,000 of MNIST. Cost is in gradient equivalents: time over "
         "that of one compiled gradient of the same mean loss on the same batch, timed in turn, the "
@@ -209,7 +225,7 @@ def report(rows: Sequence[Row], command: str) -> str:
                 "memory, MB": lambda row: f"{row['megabytes']:,.0f}",
             },
         ),
-        f"Command: `{command}`, jax {jax.__version__}, on {jax.devices()[0].device_kind}.",
+        f"Command: `{origin.command}`, {origin.versions('jax')}, on {origin.software['device']}.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -2,14 +2,23 @@
 
 from pathlib import Path
 
-from benchmarks.learning.scenarios import Poisoned
+from benchmarks.learning.data import is_prepared
+from benchmarks.learning.settings import Settings
+from benchmarks.methods.case import poisoned_data
+from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.tools.drawing import INK, figure
 
 NUM_IMAGES = 8
 
 
-def draw_images(path: Path, poisoned: Poisoned) -> None:
-    """A few poisoned examples beside what they should have been."""
+def draw_images(path: Path, settings: Settings) -> None:
+    """A few poisoned examples beside what they should have been.
+
+    A picture that is there already is kept where the data are not.
+    """
+    if path.exists() and not is_prepared(settings.dataset, settings.data_dir):
+        return
+    _, poisoned = poisoned_data(settings, TUNING_SEED)
     removal = poisoned.corrected is None
     rows = [("to be removed", poisoned.original)] if removal else []
     if poisoned.corrected is not None:
@@ -21,6 +30,7 @@ def draw_images(path: Path, poisoned: Poisoned) -> None:
         "What is wrong with the data",
         f"{len(poisoned.indices):,} of {len(poisoned.train.labels):,} training examples; above "
         "each image the label it was given.",
+        photographs=True,
     ) as canvas:
         axes = canvas.subplots(len(rows), count, squeeze=False)
         for row, (name, split) in zip(axes, rows, strict=True):

@@ -1,5 +1,6 @@
 """`python -m benchmarks secrets`: making a language model forget passwords, cards, birth dates."""
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from benchmarks.secrets.report import write_secrets
 from benchmarks.secrets.study import Study, run_study
 from benchmarks.secrets.text import TEXTS, choose_text, load_text
 from benchmarks.secrets.updates import FULL, LEAVES
-from benchmarks.tools.command import command_line, continued
+from benchmarks.tools.command import continued
 from benchmarks.tools.errors import check_at_least, check_choice, check_share
+from benchmarks.tools.origin import Origin, add_origin, write_report
 
 COUNTS = (32, 256, 2048, 16384)
 MIDDLE = 256
@@ -26,7 +28,7 @@ QUICK_CANDIDATES = 1_000
 
 @dataclass(frozen=True)
 class Secrets:
-    """Make a language model forget secrets that it has learned; can be resumed."""
+    """Make a language model forget secrets that it has learned."""
 
     text: str | None = None
     """tiny_shakespeare (prepared once by tensorflow-datasets) or manual (ships with Python); None
@@ -52,10 +54,16 @@ class Secrets:
         study = self.study()
         with continued(self.output or Path("results", "secrets"), self._identity(study)) as run:
             trials, cells = open_journals(run.folder)
+            add_origin(run.folder, dataclasses.replace(self, text=study.settings.text))
             run.expect(len(list(study.work(trials, cells))))
             run_study(study, trials, cells, run.say)
             run.say("Writing the report")
-            write_secrets(run.folder, study, trials.rows, cells.rows, command_line())
+            write_report(self, run.folder)
+
+    def report(self, folder: Path, origin: Origin) -> None:
+        """The picture and the pages from what stands in the folder."""
+        trials, cells = open_journals(folder)
+        write_secrets(folder, self.study(), trials.rows, cells.rows, origin)
 
     def study(self) -> Study:
         """What is compared, after a check of every option."""

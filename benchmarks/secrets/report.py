@@ -31,7 +31,8 @@ from benchmarks.secrets.summary import (
 )
 from benchmarks.secrets.text import TEXTS
 from benchmarks.secrets.updates import FULL, LEAVES, Plan
-from benchmarks.tools.page import write_page
+from benchmarks.tools.origin import Origin
+from benchmarks.tools.page import opening, write_page
 from benchmarks.tools.statistics import Interval
 
 PICTURE = "secrets.png"
@@ -44,7 +45,7 @@ _SOURCES = {
 }
 
 
-def write_secrets(folder: Path, study: Study, trials: Rows, rows: Rows, command: str) -> None:
+def write_secrets(folder: Path, study: Study, trials: Rows, rows: Rows, origin: Origin) -> None:
     """The picture and the pages from what stands in the journals."""
     problem = study.problem(1)
     draw_secrets(folder / PICTURE, study, rows)
@@ -53,8 +54,15 @@ def write_secrets(folder: Path, study: Study, trials: Rows, rows: Rows, command:
     attacked = [plan for plan in measured if study.is_attacked(plan)]
     text = [
         f"# Secrets in text: {rows[0]['model']}, {rows[0]['total_entries']:,} entries",
+        opening(
+            f"A language model has read secrets of made-up people and writes them out. "
+            f"{len(problem.forget)} of them are to be forgotten.",
+            "Some of its numbers were changed by a few steps about these secrets: all, or so many "
+            "as each way below chooses. The aim is a model that has never read them.",
+            _in_short(study, rows),
+        ),
         _headline(study, rows, problem),
-        f"Made by `{command}`.",
+        f"Made by `{origin.command}`.",
         f"![what the model still knows]({PICTURE})",
         _setting(study, problem, rows),
         "## What is forgotten and what is kept",
@@ -75,6 +83,23 @@ def write_secrets(folder: Path, study: Study, trials: Rows, rows: Rows, command:
         _tuning(trials),
     ]
     write_page(folder, "\n\n".join(text) + "\n")
+
+
+def _in_short(study: Study, rows: Rows) -> str:
+    first, told = study.corrections[0], []
+    for way in (PROPOSED, LIKE + PROPOSED):
+        plans = [
+            plan
+            for plan in study.plans
+            if (plan.update, plan.correction, plan.way) == ("iterative", first, way)
+        ]
+        enough = fewest(rows, plans)
+        told.append("more than were tried" if enough is None else f"{enough:,}")
+    return (
+        f"With the correction `{first}` the model writes out no secret any more when {told[0]} of "
+        f"its {rows[0]['total_entries']:,} numbers change, and the control needs {told[1]}. That "
+        "is not to forget them: the exposure below says what is left."
+    )
 
 
 def _headline(study: Study, rows: Rows, problem: Problem) -> str:

@@ -16,11 +16,12 @@ from rich.table import Table
 
 import sapsel_jax as sap
 from benchmarks.reporting.tables import markdown_table
-from benchmarks.tools.command import command_line, measured
+from benchmarks.tools.command import continued
 from benchmarks.tools.drawing import FAINT, INK, MUTED, figure
 from benchmarks.tools.errors import check_at_least, check_share
-from benchmarks.tools.folders import write_jsonl
-from benchmarks.tools.page import write_page
+from benchmarks.tools.origin import Origin, add_origin, write_report
+from benchmarks.tools.page import opening, write_page
+from benchmarks.tools.pieces import Work, measure, read_rows
 from benchmarks.tools.timing import compiled, in_turn, temporary_bytes
 
 NUM_LEAVES = 10
@@ -38,35 +39,47 @@ class Selection:
     repeats: int = 5
     """Timed runs of each contender, in turn; sorting a vector takes a third of them."""
     seeds: int = 1
-    """Independent draws of the scores."""
+    """How many seeds are reported, each with scores of its own."""
     output: Path | None = None
-    """Folder for the results; None is results/selection."""
+    """Folder for the results; None is results/selection. What stands there is not done again."""
     quick: bool = False
-    """Run on 5 million entries."""
+    """A rough run: 5 million entries."""
 
     def run(self) -> None:
-        """Measures everything and prints a table."""
-        with measured(self.output or Path("results", "selection")) as run:
-            rows = list(self.measure(run.say))
-            write_jsonl(run.folder / "results.jsonl", rows)
-            _draw(run.folder / "selection.png", rows)
-            write_page(run.folder, _report(rows))
-            run.tables.append(_table(rows))
-
-    def measure(self, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-        """One row per contender and seed; `report` is told what is being measured."""
+        """Measures what is missing, prints a table and leaves a report."""
         check_at_least("entries", self.entries, NUM_LEAVES * NUM_COLUMNS)
         check_share("fraction", self.fraction)
         check_at_least("repeats", self.repeats, 1)
         check_at_least("seeds", self.seeds, 1)
+        settings = {name: getattr(self, name) for name in ("entries", "fraction", "repeats")}
+        output = self.output or Path("results", "selection")
+        with continued(output, settings | {"quick": self.quick}) as run:
+            add_origin(run.folder, self)
+            rows = measure(run, self.plan(run.tell))
+            write_report(self, run.folder)
+            run.tables.append(_table(rows))
+
+    def report(self, folder: Path, origin: Origin) -> None:
+        """The picture and the pages from what stands in the folder."""
+        rows = read_rows(folder)
+        _draw(folder / "selection.png", rows)
+        write_page(folder, _report(rows, origin))
+
+    def plan(self, tell: Callable[[str], None]) -> dict[str, Work]:
+        """What is measured, each with a row per contender; `tell` is told more of it."""
+        tasks = {"select": self._selectors, "steps": self._steps, "files": self._files}
+        return {
+            f"seed {seed}: {name}": functools.partial(self._rows, seed, task, tell)
+            for seed in range(self.seeds)
+            for name, task in tasks.items()
+        }
+
+    def _rows(self, seed: int, task: Any, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
         num_rows = (5_000_000 if self.quick else self.entries) // (NUM_LEAVES * NUM_COLUMNS)
-        for seed in range(self.seeds):
-            keys = jax.random.split(jax.random.key(seed), NUM_LEAVES)
-            scores = [jax.random.normal(key, (num_rows, NUM_COLUMNS)) for key in keys]
-            parts = (self._selectors, self._steps, self._files)
-            for part in parts:
-                for row in part(scores, report):
-                    yield {"seed": seed, "entries": num_rows * NUM_LEAVES * NUM_COLUMNS} | row
+        keys = jax.random.split(jax.random.key(seed), NUM_LEAVES)
+        scores = [jax.random.normal(key, (num_rows, NUM_COLUMNS)) for key in keys]
+        for row in task(scores, tell):
+            yield {"seed": seed, "entries": num_rows * NUM_LEAVES * NUM_COLUMNS} | row
 
     def _selectors(self, scores: list[jax.Array], report: Callable[[str], None]) -> Any:
         """Selection on the leaves beside sorting the same numbers as one vector."""
@@ -177,16 +190,28 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _report(rows: list[dict[str, Any]]) -> str:
+def _report(rows: list[dict[str, Any]], origin: Origin) -> str:
     parts = [
         f"# Selection from {rows[0]['entries']:,} scores",
+        opening(
+            f"How long it takes to select the largest of {rows[0]['entries']:,} scores.",
+            "`sap.select_top_fraction` was timed beside sorting, an adam step with packed state "
+            "beside one with dense state, and a mask was saved and loaded.",
+            f"{_in_short(rows)}.",
+            first="What was asked",
+        ),
         "Median seconds, the contenders of a task timed in turn in one process. Sorting and "
         "`top_k` get the scores as one vector, the selection gets them in ten leaves.",
         "![selection](selection.png)",
         markdown_table(HEADINGS, _cells(rows)),
-        f"Command: `{command_line()}`, jax {jax.__version__}, on {jax.devices()[0].device_kind}.",
+        f"Command: `{origin.command}`, {origin.versions('jax')}, on {origin.software['device']}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _in_short(rows: list[dict[str, Any]]) -> str:
+    first = [row for row in rows if row["seed"] == rows[0]["seed"] and row["task"] == "select"]
+    return ", ".join(f"`{row['method']}` {row['seconds']:.3f} s" for row in first)
 
 
 def _draw(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -14,8 +14,9 @@ from benchmarks.methods.ways import LIKE, PROPOSED, WAYS
 from benchmarks.sparsity.records import open_journals
 from benchmarks.sparsity.report import write_sparsity
 from benchmarks.sparsity.study import Study, run_study
-from benchmarks.tools.command import command_line, continued
+from benchmarks.tools.command import continued
 from benchmarks.tools.errors import UsageError, check_at_least, check_choice, check_share
+from benchmarks.tools.origin import Origin, add_origin, write_report
 
 COUNTS = (1, 3, 6, 12, 24, 48, 192, 768, 3072, 12288, 49152)
 QUICK_COUNTS = (3, 24, 192)
@@ -23,7 +24,7 @@ QUICK_COUNTS = (3, 24, 192)
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Find how few entries do what all entries do, with every selection; can be resumed."""
+    """Find how few entries do what all entries do, with every selection."""
 
     dataset: str = "digits"
     """digits (embedded), mnist or cifar10 (prepared once by tensorflow-datasets)."""
@@ -66,14 +67,22 @@ class Sparsity:
         """Measures what is missing; leaves a report."""
         study = self.study()
         output = self.output or Path("results", f"sparsity-{self.dataset}-{self.model}")
+        for settings in study.settings.values():
+            settings.load(TUNING_SEED)
+        few = up_to_half(study.counts, next(iter(study.settings.values())))
+        study = dataclasses.replace(study, counts=few)
         with continued(output, self._identity()) as run:
             trials, cells = open_journals(run.folder)
-            for settings in study.settings.values():
-                settings.load(TUNING_SEED)
+            add_origin(run.folder, self)
             run.expect(len(list(study.work(trials, cells))))
             run_study(study, trials, cells, run.say)
             run.say("Writing the report")
-            write_sparsity(run.folder, study, trials.rows, cells.rows, command_line())
+            write_report(self, run.folder)
+
+    def report(self, folder: Path, origin: Origin) -> None:
+        """Pictures and pages from what stands in the folder."""
+        trials, cells = open_journals(folder)
+        write_sparsity(folder, self.study(), trials.rows, cells.rows, origin)
 
     def study(self) -> Study:
         """What is compared, after a check of every option."""
@@ -101,7 +110,7 @@ class Sparsity:
             ways=tuple(
                 each for way in ways for each in ((way,) if way == "random" else (way, LIKE + way))
             ),
-            counts=up_to_half(counts, settings[names[0]]),
+            counts=counts,
             attacked=self.attacked,
             num_tuning_seeds=tuning_seeds,
             cache=self.cache,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.learning.models import CEILING
+from benchmarks.learning.scenarios import problems
 from benchmarks.methods.bench import ATTACKED, FULL, REFERENCES
 from benchmarks.methods.ways import CHECK_COST, LIKE, PROPOSED, WAYS
 from benchmarks.reporting.curves import draw_sparsity
@@ -26,13 +27,14 @@ from benchmarks.reporting.tables import (
     short_number,
 )
 from benchmarks.sparsity.study import Study
-from benchmarks.tools.page import write_page
+from benchmarks.tools.origin import Origin
+from benchmarks.tools.page import opening, write_page
 from benchmarks.tools.statistics import interval
 
 _FIGURES = ("forget_accuracy", "attack_success")
 
 
-def write_sparsity(folder: Path, study: Study, trials: Rows, rows: Rows, command: str) -> None:
+def write_sparsity(folder: Path, study: Study, trials: Rows, rows: Rows, origin: Origin) -> None:
     """Pictures and pages from what stands in the journals."""
     scenarios = [name for name in study.settings if part(rows, name, 1.0, FULL)]
     if not scenarios:
@@ -44,10 +46,16 @@ def write_sparsity(folder: Path, study: Study, trials: Rows, rows: Rows, command
         title = f"{any_row['dataset']} ({any_row['variant']}), {model}"
     text = [
         f"# How few entries have to change: {title}",
-        _headline(rows, scenarios),
-        f"Made by `{command}`. Every way takes the same {_steps(rows)} example gradients for its "
-        f"steps, {100 * _share(rows):.1f} % of retraining's. Learning rates were tuned for every "
-        f"way and every number of entries on {_seeds(study.num_tuning_seeds)} that "
+        opening(
+            f"The training data, in one of {len(scenarios)} ways. {problems(scenarios)}",
+            "Networks that were trained on such data took a few steps of adam in which only so "
+            "many entries may change. Which ones, each way below chooses; its control takes random "
+            "entries, as many in each leaf.",
+            _headline(rows, scenarios),
+        ),
+        f"Made by `{origin.command}`. Every way takes the same {_steps(rows)} example "
+        f"gradients for its steps, {100 * _share(rows):.1f} % of retraining's. Learning rates were "
+        f"tuned for every way and every number of entries on {_seeds(study.num_tuning_seeds)} that "
         f"{'is' if study.num_tuning_seeds == 1 else 'are'} not reported, by accuracy on validation "
         f"data and on the corrected examples. {CHECK_COST}",
         "One half of the examples of each step is retained. The other half are corrected "

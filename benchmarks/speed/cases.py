@@ -121,9 +121,11 @@ def trained_digits(kind: str, activation: str, examples: int = 512, steps: int =
     return Case(name, layers, params, jax.tree.map(lambda x: x[:examples], batch), trained=True)
 
 
-def speed_cases(data_dir: str | None, quick: bool) -> tuple[list[Callable[[], Case]], list[str]]:
+def speed_cases(
+    data_dir: str | None, quick: bool
+) -> tuple[list[functools.partial[Case]], list[str]]:
     """The cases of the speed benchmark, each made when it is its turn, and what is left out."""
-    cases: list[Callable[[], Case]] = [
+    cases: list[functools.partial[Case]] = [
         functools.partial(trained_digits, "MLP", "tanh"),
         functools.partial(trained_digits, "MLP", "gelu"),
         functools.partial(mlp, (784, 32, 10), "tanh", 1_024),
@@ -132,7 +134,7 @@ def speed_cases(data_dir: str | None, quick: bool) -> tuple[list[Callable[[], Ca
     ]
     skipped = []
     if is_prepared("mnist", data_dir):
-        cases.append(functools.partial(trained_mnist, data_dir))
+        cases.append(functools.partial(trained_mnist, data_dir=data_dir))
     else:
         skipped.append(
             "relu MLP 784-128-128-10 trained on MNIST: MNIST is not prepared; set `--data-dir` or "

@@ -17,10 +17,11 @@ from benchmarks.speed.peers import jax_peers
 from benchmarks.speed.plots import draw_errors, draw_speed
 from benchmarks.speed.report import put_into_page, report, summary_table, terminal_table
 from benchmarks.speed.torch_link import LIBRARIES, RECIPE, Answer, TorchPeers, torch_peers
-from benchmarks.tools.command import command_line, measured
+from benchmarks.tools.command import Run, continued
 from benchmarks.tools.errors import UsageError, check_at_least
-from benchmarks.tools.folders import write_jsonl
+from benchmarks.tools.origin import Origin, add_origin, write_report
 from benchmarks.tools.page import write_page
+from benchmarks.tools.pieces import Work, measure, read_rows
 from benchmarks.tools.timing import compiled, in_turn, temporary_bytes
 
 Row = dict[str, Any]
@@ -37,44 +38,47 @@ class Speed:
     most_seconds: float = 1.5
     """A contender that has run for so long in all is not run again."""
     seeds: int = 16
-    """Draws of each estimate: errors are averaged over them, and those of 4 and 16 probes are of
-    their means."""
+    """How many seeds are reported: draws of each estimate that errors are averaged over; those of 4
+    and 16 probes are of their means."""
     data_dir: str | None = None
-    """Where tensorflow-datasets keeps prepared MNIST, for the trained network; None is its
-    default, or TFDS_DATA_DIR. Without it that network is left out."""
+    """Where tensorflow-datasets keeps prepared data; None is its default, or TFDS_DATA_DIR. Without
+    MNIST there the network that is trained on it is left out."""
     torch_python: Path | None = None
     """The Python of an environment with the peers in PyTorch; without it they are left out. The
     report says how to make one."""
-    output: Path | None = None
-    """Folder for the results; None is results/speed."""
     docs: Path | None = None
     """A page whose table between `<!-- speed -->` and `<!-- /speed -->` becomes that of this
     run."""
+    output: Path | None = None
+    """Folder for the results; None is results/speed. What stands there is not done again."""
     quick: bool = False
-    """Dense networks only, three runs and four draws each."""
+    """A rough run: dense networks only, three runs and four draws each."""
 
     def run(self) -> None:
-        """Measures everything, prints a table and leaves a folder."""
+        """Measures what is missing, prints a table and leaves a report."""
         check_at_least("repeats", self.repeats, 1)
         check_at_least("seeds", self.seeds, 1)
         if not self.most_seconds > 0:
             raise UsageError(f"`most-seconds` must be positive; got {self.most_seconds:g}.")
-        skipped: list[str] = []
-        with measured(self.output or Path("results", "speed")) as run:
-            rows = list(self.measure(skipped, run.say))
-            write_jsonl(run.folder / "results.jsonl", rows)
-            draw_speed(run.folder / "speed.png", rows)
-            draw_errors(run.folder / "errors.png", rows)
-            write_page(run.folder, report(rows, skipped, command_line()))
+        with continued(self.output or Path("results", "speed"), self._identity()) as run:
+            add_origin(run.folder, self)
+            rows, skipped = self._measure(run)
+            write_report(self, run.folder)
             run.tables.append(terminal_table(rows))
             run.tables += [Text(f"Left out: {reason}") for reason in skipped]
+
+    def report(self, folder: Path, origin: Origin) -> None:
+        """Pictures and pages from what stands in the folder."""
+        rows, skipped = _apart(read_rows(folder))
+        draw_speed(folder / "speed.png", rows)
+        draw_errors(folder / "errors.png", rows)
+        write_page(folder, report(rows, skipped, origin))
         if self.docs is not None:
             put_into_page(self.docs, summary_table(rows))
 
-    def measure(self, skipped: list[str], say: Callable[[str], None]) -> Iterator[Row]:
-        """One row for each network and method; what is left out is added to `skipped`."""
-        makers, left_out = speed_cases(self.data_dir, self.quick)
-        skipped += left_out
+    def _measure(self, run: Run) -> tuple[list[Row], list[str]]:
+        """A row for each network and method, and what is left out."""
+        makers, skipped = speed_cases(self.data_dir, self.quick)
         if self.torch_python is None:
             skipped.append(
                 f"{', '.join(LIBRARIES)}: no `--torch-python`. Make one by `{RECIPE}` and pass "
@@ -87,15 +91,33 @@ class Speed:
             seconds=self.most_seconds,
             turn=TURN_SECONDS,
         ) as others:
+            plan: dict[str, Work] = {"what is left out": lambda: map(_left_out, skipped)}
             for make in makers:
-                case = make()
-                tell = lambda words, case=case: say(f"{case.name}: {words}")
-                tell("the truth")
-                truth = find_truth(case)
-                yield from self._in_jax(case, truth, skipped, tell)
-                if others is not None:
-                    tell("peers in PyTorch")
-                    yield from self._in_torch(case, truth, others, skipped)
+                words = [make.func.__name__.replace("_", " "), *map(str, make.args)]
+                work = functools.partial(self._network, make, others, run.tell)
+                plan[" ".join(words)] = work
+            return _apart(measure(run, plan))
+
+    def _network(
+        self, make: Callable[[], Case], others: TorchPeers | None, say: Callable[[str], None]
+    ) -> Iterator[Row]:
+        """Every row of a network, the reasons for what is left out among them."""
+        skipped: list[str] = []
+        case = make()
+        tell = lambda words: say(f"{case.name}: {words}")
+        tell("the truth")
+        truth = find_truth(case)
+        yield from self._in_jax(case, truth, skipped, tell)
+        if others is not None:
+            tell("peers in PyTorch")
+            yield from self._in_torch(case, truth, others, skipped)
+        yield from map(_left_out, skipped)
+
+    def _identity(self) -> dict[str, Any]:
+        """What rows depend on."""
+        names = ("repeats", "most_seconds", "seeds", "quick")
+        own = {name: getattr(self, name) for name in names}
+        return own | {"torch": self.torch_python is not None}
 
     @property
     def num_draws(self) -> int:
@@ -130,7 +152,7 @@ class Speed:
                 if one.library == "sapsel_jax":
                     raise UsageError(
                         f"`{one.method}` {reason} on {case.name}; its time would mean nothing, so "
-                        "nothing was written."
+                        "it is not written."
                     )
                 skipped.append(f"{one.library} {one.method} on {case.name}: {reason}.")
                 continue
@@ -175,6 +197,17 @@ class Speed:
                 skipped.append(f"{name}: {reason}.")
             else:
                 yield _row_of_answer(case, truth, answer, answer.draws)
+
+
+def _left_out(reason: str) -> Row:
+    """A reason as a row, so that it is kept beside the rows that there are."""
+    return {"left_out": reason}
+
+
+def _apart(rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """The rows of what was measured, and the reasons for what was not, each once."""
+    reasons = dict.fromkeys(row["left_out"] for row in rows if "left_out" in row)
+    return [row for row in rows if "left_out" not in row], list(reasons)
 
 
 def _row_of_answer(case: Case, truth: Truth, answer: Answer, draws: np.ndarray) -> Row:

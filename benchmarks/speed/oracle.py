@@ -57,7 +57,7 @@ def find_truth(case: Case) -> Truth:
     if not difference < TRUTH_TOLERANCE:
         raise UsageError(
             f"`exact_diagonal` is off by {difference:.1e} on {case.name} in float64; nothing could "
-            "be held to it, so nothing was written."
+            "be held to it, so it is not measured."
         )
     return Truth(np.sum(sums, axis=0) / count, float(difference))
 

@@ -13,6 +13,8 @@ from benchmarks.speed.oracle import CHECKED, TRUTH_TOLERANCE
 from benchmarks.speed.torch_link import RECIPE
 from benchmarks.tools.errors import UsageError
 from benchmarks.tools.folders import write_whole
+from benchmarks.tools.origin import Origin
+from benchmarks.tools.page import opening
 
 Row = dict[str, Any]
 OURS = "sapsel_jax"
@@ -200,12 +202,28 @@ def against_hesscale(rows: Sequence[Row], network: str) -> tuple[float, float, f
     return own["seconds"] / peer["seconds"], own["error"], peer["error"]
 
 
-def report(rows: Sequence[Row], skipped: Sequence[str], command: str) -> str:
+def _in_short(rows: Sequence[Row]) -> str:
+    told = []
+    for method, words in (("exact", "The exact diagonal"), ("propagated", "one propagated probe")):
+        own = [each for each in rows if (each["library"], each["method"]) == (OURS, method)]
+        costs = [each["gradient_equivalents"] for each in own]
+        told.append(f"{words} costs {cost(min(costs))} to {cost(max(costs))} gradients")
+    return f"{', '.join(told)}, on {len(networks(rows))} networks."
+
+
+def report(rows: Sequence[Row], skipped: Sequence[str], origin: Origin) -> str:
     """The whole report in Markdown."""
     entries = " and ".join(f"{n} on {kind} networks" for kind, n in BASIS_ENTRIES.items())
     frameworks = ", ".join(dict.fromkeys(row["framework"] for row in rows))
     parts = [
         "# What a Hessian diagonal costs",
+        opening(
+            "What the diagonal of a Hessian costs, exact and estimated.",
+            "Every way to it, of this library and of others, was checked against float64 and timed "
+            "beside one gradient of the same loss.",
+            _in_short(rows),
+            first="What was asked",
+        ),
         "One gradient equivalent is the time of one gradient of the same mean loss on the same "
         "batch in the same framework. `predicted` is what `explain` says before anything is "
         "computed. The error of an estimate is its distance to the true diagonal over that one's "
@@ -240,8 +258,8 @@ def report(rows: Sequence[Row], skipped: Sequence[str], command: str) -> str:
         "standard error of its draws. Errors of more probes are those of means of draws, at as "
         f"many times the cost. Basis vectors are timed on a few entries ({entries}) and their time "
         "is scaled to all.",
-        f"Command: `{command}`; {frameworks}, on {rows[0]['device']}. The environment with the "
-        f"peers in PyTorch: `{RECIPE}`.",
+        f"Command: `{origin.command}`; {frameworks}, on {rows[0]['device']}. The environment with "
+        f"the peers in PyTorch: `{RECIPE}`.",
     ]
     return "\n\n".join(parts) + "\n"
 

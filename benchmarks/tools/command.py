@@ -1,9 +1,6 @@
-"""How a command runs: measured into a new folder, or in pieces that a later run continues."""
+"""How a command runs: into a folder that a later run continues, with its progress shown."""
 
 import contextlib
-import os
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from rich.progress import (
 )
 
 from benchmarks.tools.ending import noting, stoppable
-from benchmarks.tools.folders import result_folder
 from benchmarks.tools.records import study_folder
 
 MIN_WIDTH = 170
@@ -56,6 +52,10 @@ class Run:
         self._bar.add_task(words, total=self._total)
         self._bar.start()
 
+    def tell(self, words: str) -> None:
+        """Tells more of what `say` has told."""
+        self._bar.update(self._bar.task_ids[0], description=words)
+
     @contextlib.contextmanager
     def _under_way(self) -> Iterator["Run"]:
         try:
@@ -69,24 +69,6 @@ class Run:
         for table in self.tables:
             self._console.print(table, highlight=False)
         self._console.print(f"Report: {output / 'report.html'}", highlight=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def measured(output: Path) -> Iterator[Run]:
-    """A run that leaves a new folder, whole or not at all.
-
-    Raises:
-      UsageError: if `output` holds anything already, cannot be written, or another run writes it.
-    """
-
-    def left() -> str:
-        done = os.path.isdir(output) and os.listdir(output)
-        return f"the results stand in {output}" if done else f"nothing was written to {output}"
-
-    with noting(left):
-        with result_folder(output) as folder, Run(folder)._under_way() as run:
-            yield run
-        run._print(output)
 
 
 @contextlib.contextmanager
@@ -106,11 +88,6 @@ def continued(output: Path, settings: dict[str, Any]) -> Iterator[Run]:
         with Run(folder)._under_way() as run:
             yield run
         run._print(output)
-
-
-def command_line() -> str:
-    """The command that is running, as a person would type it."""
-    return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
 
 
 def wide_console() -> Console:

@@ -73,7 +73,7 @@ def exit_code(work: Callable[[], None]) -> int:
     """Does the work; where it ends early, prints one sentence. Returns the exit code.
 
     It is 2 for bad input and for files that cannot be read or written, 130 after Ctrl-C, 143 after
-    SIGTERM.
+    SIGTERM, 129 after SIGHUP. Other errors are the program's own: their traceback ends it with 1.
     """
     try:
         with stoppable():

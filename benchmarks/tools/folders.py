@@ -3,46 +3,15 @@
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from benchmarks.tools.errors import UsageError, note
+from benchmarks.tools.errors import UsageError
 
 LOCK = ".lock"
-
-
-@contextlib.contextmanager
-def result_folder(output: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `output` when the block ends without an error.
-
-    Until then it stands beside `output`, under a hidden name that the next run for this `output`
-    finds again: what a killed run left there is removed.
-
-    Raises:
-      UsageError: if `output` holds anything already or cannot be written, or if another run is
-        writing it.
-    """
-    output = output.absolute()
-    with contextlib.ExitStack() as held:
-        with writable(output):
-            _refuse_used(output)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(output.with_name(f".{output.name}{LOCK}"), output))
-            _refuse_used(output)
-            partial = output.with_name(f".{output.name}.partial")
-            if partial.exists():
-                shutil.rmtree(partial)
-                note(f"removed {partial}, which a killed run had left.")
-            held.callback(shutil.rmtree, partial, ignore_errors=True)
-            partial.mkdir()
-        yield partial
-        with writable(output):
-            _refuse_used(output)
-            partial.replace(output)
 
 
 @contextlib.contextmanager
@@ -109,12 +78,3 @@ def writable(output: Path) -> Iterator[None]:
         below_a_file = isinstance(error, (FileExistsError, NotADirectoryError))
         reason = "a part of its path is a file" if below_a_file else error.strerror
         raise UsageError(f"`output` cannot be written: {output} ({reason}).") from error
-
-
-def _refuse_used(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"`output` must name a folder; {output} is a file.")
-    if output.is_dir() and any(output.iterdir()):
-        raise UsageError(
-            f"`output` already holds files: {output}; name a new folder or remove that one."
-        )

@@ -39,10 +39,21 @@ th, td {{ padding: .35rem .45rem; border-bottom: 1px solid var(--line); white-sp
 th {{ white-space: normal; color: var(--muted); font-weight: 600; vertical-align: bottom;
   border-bottom: 2px solid var(--line); }}
 tbody tr:hover {{ background: var(--wash); }}
+th {{ cursor: pointer; }}
+th[aria-sort]::after {{ content: " ▲"; font-size: .7em; }}
+th[aria-sort=descending]::after {{ content: " ▼"; }}
 td strong {{ color: var(--accent); }}
 code {{ background: var(--wash); padding: .1em .3em; border-radius: 3px; font-size: .88em; }}
 pre {{ overflow-x: auto; }}
 pre code {{ display: block; padding: .75rem 1rem; }}
+@media (max-width: 640px) {{
+  body {{ font-size: 15px; }}
+  main {{ padding: 1.25rem 1rem 2.5rem; }}
+  h2 {{ margin-top: 2rem; }}
+  p, li {{ overflow-wrap: anywhere; }}
+  th:first-child, td:first-child {{ position: sticky; left: 0; background: #fff; }}
+  td:first-child {{ white-space: normal; min-width: 8rem; max-width: 10rem; }}
+}}
 @media print {{ body {{ background: #fff; }} main {{ padding: 0; }} }}
 </style>
 </head>
@@ -50,9 +61,44 @@ pre code {{ display: block; padding: .75rem 1rem; }}
 <main>
 {body}
 </main>
+<script>{script}</script>
 </body>
 </html>
 """
+
+
+SORTING = r"""
+for (const head of document.querySelectorAll("th")) {
+  const number = words => {
+    const found = /^(?:Δ |< )?([+-]?[\d.]+(?:e[+-]?\d+)?)([kM]?)/.exec(words.replaceAll(",", ""));
+    return found ? Number(found[1]) * ({ k: 1e3, M: 1e6 }[found[2]] || 1) : NaN;
+  };
+  const sort = () => {
+    const body = head.closest("table").tBodies[0];
+    const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    const text = row => row.cells[head.cellIndex].textContent.trim();
+    const compare = (a, b) => {
+      const [x, y] = [number(text(a)), number(text(b))];
+      if (isNaN(x) && isNaN(y)) return sign * text(a).localeCompare(text(b));
+      return isNaN(x) ? 1 : isNaN(y) ? -1 : sign * (x - y);
+    };
+    body.append(...[...body.rows].sort(compare));
+  };
+  head.tabIndex = 0;
+  head.title = "Sort by this column";
+  head.addEventListener("click", sort);
+  head.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
+}
+"""
+"""A click on a heading sorts its table by that column; again, the other way round."""
+
+
+def opening(asked: str, done: str, came: str, *, first: str = "What was wrong") -> str:
+    """What a report says before all else, in plain words."""
+    told = {first: asked, "What was done": done, "What came of it": came}
+    return "\n".join(f"- **{title}:** {words}" for title, words in told.items())
 
 
 def write_page(folder: Path, text: str) -> None:
@@ -74,4 +120,4 @@ def _page(text: str, folder: Path) -> str:
 
     body = re.sub(r'src="([\w.-]+\.png)"', inline, body)
     title = text.partition("\n")[0].lstrip("# ")
-    return PAGE.format(title=html.escape(title), body=body)
+    return PAGE.format(title=html.escape(title), body=body, script=SORTING)

@@ -6,9 +6,11 @@ digit that changed on the disk is noticed before it is averaged.
 """
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -43,7 +45,8 @@ class Journal:
         """Reads the file, if there is one.
 
         Half a line at its end, left by a run that was killed while it wrote, is dropped. A file
-        without checksums, made by an earlier version, gets them for its rows as they are.
+        without checksums, made by an earlier version, gets them for its rows as they are. Where
+        there is only the packed file, `.jsonl.gz`, its rows can be read and none added.
 
         Raises:
           UsageError: if a line is damaged or repeats another.
@@ -52,6 +55,11 @@ class Journal:
         self._sums = path.with_name(f"{path.name}.sums")
         self.rows: list[dict[str, Any]] = []
         self._places: dict[tuple[Any, ...], int] = {}
+        self._packed = not path.exists() and packed(path).exists()
+        if self._packed:  # gzip has checksums of its own
+            for number, line in enumerate(read_lines(path), 1):
+                self._read(number, line, None)
+            return
         lines = self._whole_lines()
         sums = self._sums.read_bytes() if self._sums.exists() else None
         known = None if sums is None else set(sums.split())
@@ -77,10 +85,14 @@ class Journal:
 
         Raises:
           ValueError: if a row is there already.
-          UsageError: if a row is not of the journal's kind, because a figure is not finite.
+          UsageError: if a row is not of the journal's kind, because a figure is not finite, or if
+            the journal is packed.
         """
         if not rows:
             return
+        if self._packed:
+            name = packed(self._path)
+            raise UsageError(f"{name} is packed; unpack it with `gunzip {name}` to add rows.")
         lines = [json.dumps(row, separators=(",", ":")).encode() for row in rows]
         for line, row in zip(lines, rows, strict=True):
             try:
@@ -135,6 +147,25 @@ class Journal:
             f"Line {number} of {self._path} is damaged: {reason}; restore the file, or delete the "
             "line to measure its row again."
         )
+
+
+def packed(path: Path) -> Path:
+    """Where a file of rows stands when it is packed."""
+    return path.with_name(f"{path.name}.gz")
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """The lines of a file of rows, packed or not.
+
+    Raises:
+      UsageError: if it is damaged.
+    """
+    if path.exists():
+        return path.read_bytes().splitlines()
+    try:
+        return gzip.decompress(packed(path).read_bytes()).splitlines()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UsageError(f"{packed(path)} is damaged: it cannot be unpacked.") from error
 
 
 @contextlib.contextmanager

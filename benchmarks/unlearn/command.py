@@ -3,19 +3,18 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import sapsel_jax as sap
 from benchmarks.learning.settings import Settings
 from benchmarks.measures.summary import summarise
 from benchmarks.methods.bench import up_to_half
-from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.reporting.tables import rich_table
-from benchmarks.tools.arrays import write_params
-from benchmarks.tools.command import command_line, measured
-from benchmarks.tools.folders import write_jsonl
-from benchmarks.unlearn.comparison import compare, count_work
+from benchmarks.tools.command import continued
+from benchmarks.tools.origin import Origin, add_origin, read_origin, write_report
+from benchmarks.tools.pieces import Pieces
+from benchmarks.unlearn.comparison import Comparing, Comparison
 from benchmarks.unlearn.plots import draw_all
-from benchmarks.unlearn.report import write_report
+from benchmarks.unlearn.report import write_unlearn
 from benchmarks.unlearn.sections import headline, patch_text
 from benchmarks.unlearn.sparsity import COUNTS, QUICK_COUNTS
 
@@ -27,36 +26,49 @@ class Unlearn(Settings):
     curvature_examples: int = 500
     """Training examples that curvature is measured on, drawn at random; as many as keep the cost of
     a selection near that of an update."""
+    cache: Path = Path("results", "cache")
+    """Folder where trained parameters are kept, by a hash of data, configuration and seed."""
     output: Path | None = None
-    """Folder for the results, which must not hold any yet; None is
-    results/unlearn-DATASET-SCENARIO-MODEL."""
+    """Folder for the results; None is results/unlearn-DATASET-SCENARIO-MODEL. What stands there is
+    not done again."""
     quick: bool = False
     """A rough run within a minute: one seed, a quarter of the epochs and of the examples that
     curvature is measured on, three numbers of entries."""
 
     def run(self) -> None:
-        """Runs the comparison; prints a table and leaves a folder."""
+        """Measures what is missing; prints a table and leaves a report."""
         self.check()
         settings = self._settings()
+        counts = up_to_half(QUICK_COUNTS if self.quick else COUNTS, settings)
         name = f"unlearn-{self.dataset}-{self.scenario}-{self.model}"
-        with measured(self.output or Path("results", name)) as run:
-            settings.load(TUNING_SEED)
-            counts = up_to_half(QUICK_COUNTS if self.quick else COUNTS, settings)
-            run.expect(count_work(settings, counts))
-            comparison = compare(settings, counts, run.say)
+        with continued(self.output or Path("results", name), self._identity()) as run:
+            comparing = Comparing(settings, counts, self.cache, run.tell)
+            add_origin(run.folder, self, comparing.find_facts)
+            pieces = Pieces(run)
+            run.expect(pieces.missing(comparing.work()) + 1)
+            comparing.run(run.folder, pieces, read_origin(run.folder).facts["counted_gradients"])
             run.say("Writing the report")
-            lines = summarise(comparison.rows)
-            write_jsonl(run.folder / "results.jsonl", comparison.rows)
-            write_jsonl(run.folder / "tuning.jsonl", [t._asdict() for t in comparison.trials])
-            write_jsonl(run.folder / "sparsity.jsonl", comparison.sparsity_rows)
-            write_jsonl(run.folder / "sparsity-tuning.jsonl", comparison.sparsity_trials)
-            write_params(run.folder / "poisoned.npz", comparison.before)
-            sap.save_patch(run.folder / "unlearned.patch", comparison.patch)
-            pictures = draw_all(run.folder, comparison, lines)
-            write_report(run.folder, comparison, pictures, command_line())
-            title = f"{self.dataset}, {self.scenario}, {comparison.case.model.description}"
-            words = [headline(comparison), *patch_text(comparison)]
-            run.tables += [rich_table(title, lines), *(f"{each}\n" for each in words)]
+            write_report(self, run.folder)
+            run.tables += self._told(run.folder)
+
+    def report(self, folder: Path, origin: Origin) -> None:
+        """Pictures and pages from what stands in the folder."""
+        comparison = Comparison.read(folder, self._settings(), origin.facts)
+        pictures = draw_all(folder, comparison, summarise(comparison.rows))
+        write_unlearn(folder, comparison, pictures, origin)
+
+    def _told(self, folder: Path) -> list[Any]:
+        """What is printed at the end."""
+        facts = read_origin(folder).facts
+        comparison = Comparison.read(folder, self._settings(), facts)
+        title = f"{self.dataset}, {self.scenario}, {facts['description']}"
+        words = [headline(comparison), *patch_text(comparison)]
+        return [rich_table(title, summarise(comparison.rows)), *(f"{each}\n" for each in words)]
+
+    def _identity(self) -> dict[str, Any]:
+        """What rows depend on; more seeds only add."""
+        left_out = ("seeds", "data_dir", "cache", "output")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
 
     def _settings(self) -> Settings:
         names = {field.name for field in dataclasses.fields(Settings)}

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -37,12 +35,12 @@ def draw_all(folder: Path, comparison: Comparison, lines: Sequence[Line]) -> lis
     Returns:
       Their file names, in the order a report shows them.
     """
-    case = comparison.case
-    draw_few_entries(folder / "sparsity.png", comparison.sparsity_rows, case.settings)
+    settings = comparison.settings
+    draw_few_entries(folder / "sparsity.png", comparison.sparsity_rows, settings)
     draw_recovery(folder / "recovery.png", lines)
     draw_accuracy(folder / "accuracy.png", lines)
-    draw_masks(folder / "masks.png", comparison.masks)
-    draw_images(folder / "images.png", case.poisoned)
+    draw_masks(folder / "masks.png", comparison.facts["layer_shares"])
+    draw_images(folder / "images.png", settings)
     return ["sparsity.png", "recovery.png", "accuracy.png", "masks.png", "images.png"]
 
 
@@ -272,9 +270,8 @@ def _draw_references(ax: Axes, references: dict[str, float]) -> None:
         )
 
 
-def draw_masks(path: Path, masks: dict[str, Any]) -> None:
+def draw_masks(path: Path, shares: dict[str, dict[str, float]]) -> None:
     """Which layers the entries of each mask lie in."""
-    shares = {method: layer_shares(mask) for method, mask in masks.items()}
     layers = list(next(iter(shares.values())))
     with figure(
         path,
@@ -316,13 +313,3 @@ def draw_masks(path: Path, masks: dict[str, Any]) -> None:
             handlelength=1,
             handleheight=1,
         )
-
-
-def layer_shares(mask: Any) -> dict[str, float]:
-    """For each layer, the first part of its leaves' paths, its share of the selected entries."""
-    counts: dict[str, int] = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(mask)[0]:
-        layer = jax.tree_util.keystr(keys[:1], simple=True)
-        counts[layer] = counts.get(layer, 0) + int(np.sum(leaf))
-    total = max(sum(counts.values()), 1)
-    return {layer: count / total for layer, count in counts.items()}

@@ -1,8 +1,6 @@
 """The report of a comparison: Markdown to keep beside the data, one HTML page to read or send."""
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.learning.scenarios import SCENARIOS
@@ -10,9 +8,12 @@ from benchmarks.measures.summary import ACCURACIES, Line, paired_difference, sum
 from benchmarks.methods.curvature import counted_by, estimator
 from benchmarks.methods.masks import METHODS, REFERENCES
 from benchmarks.methods.tuning import TUNING_SEED
-from benchmarks.methods.updates import MAX_PRODUCTS, UPDATES, within_budget
+from benchmarks.methods.updates import MAX_PRODUCTS, UPDATES
+from benchmarks.methods.ways import PROPOSED
+from benchmarks.reporting.needed import measure_of
 from benchmarks.reporting.tables import (
     TITLES,
+    WORDS,
     cells,
     headings,
     markdown_table,
@@ -22,9 +23,10 @@ from benchmarks.reporting.tables import (
     short_number,
     towards_retraining,
 )
-from benchmarks.tools.page import write_page
+from benchmarks.tools.origin import Origin
+from benchmarks.tools.page import opening, write_page
 from benchmarks.unlearn.comparison import Comparison
-from benchmarks.unlearn.sections import few_entries, patch_text
+from benchmarks.unlearn.sections import few_entries, headline, patch_text
 from benchmarks.unlearn.sparsity import SHIPPED
 
 CAPTIONS = {
@@ -37,26 +39,33 @@ CAPTIONS = {
 }
 
 
-def write_report(
-    folder: Path, comparison: Comparison, pictures: Sequence[str], command: str
+def write_unlearn(
+    folder: Path, comparison: Comparison, pictures: Sequence[str], origin: Origin
 ) -> None:
     """Writes `report.md` and `report.html`, which needs no other file, into `folder`."""
-    text = report_markdown(comparison, pictures, command)
+    text = report_markdown(comparison, pictures, origin)
     write_page(folder, text)
 
 
-def report_markdown(comparison: Comparison, pictures: Sequence[str], command: str) -> str:
+def report_markdown(comparison: Comparison, pictures: Sequence[str], origin: Origin) -> str:
     """The report in Markdown, with the pictures as links to files beside it."""
-    settings, case = comparison.settings, comparison.case
+    settings, facts = comparison.settings, comparison.facts
     scenario = SCENARIOS[settings.scenario]
     lines = summarise(comparison.rows)
     total = lines[0].total
     parts = [
         f"# Unlearning on {settings.dataset}: {settings.scenario}",
-        f"{case.model.description}, {total:,} parameters. {len(case.poisoned.indices):,} of "
-        f"{len(case.poisoned.train.labels):,} training examples are poisoned: {scenario.summary}. "
+        opening(
+            f"{facts['poisoned_examples']:,} of {facts['examples']:,} training examples: "
+            f"{scenario.summary}. {_harm(comparison, lines)}",
+            f"Some entries of the trained network ({facts['description']}, {total:,} parameters) "
+            f"were changed: the few that the proposed selection finds, `{PROPOSED}`, and others to "
+            "compare with. The aim is the same network, trained from scratch on correct data.",
+            headline(comparison),
+        ),
         f"Masks select {100 * settings.fraction:g} % of the parameters. "
-        f"{_seeds(settings.seeds)}, data variant: {case.dataset.variant}.",
+        f"{_seeds(settings.seeds)}, data variant: "
+        f"{comparison.rows[0]['variant']}.",
     ]
     parts.append("## How few entries have to change")
     for picture in pictures:
@@ -70,8 +79,22 @@ def report_markdown(comparison: Comparison, pictures: Sequence[str], command: st
         parts += [f"![{stem}]({picture})", CAPTIONS[picture]]
     parts += ["## Figures", *_tables(lines), _reading(comparison)]
     parts += ["## Tuning", _tuning(comparison)]
-    parts += ["## How it was run", _how(comparison, command)]
+    parts += ["## How it was run", _how(comparison, origin)]
     return "\n\n".join(parts) + "\n"
+
+
+def _harm(comparison: Comparison, lines: Sequence[Line]) -> str:
+    """What the poison did to the network, by the figure that the scenario is judged by."""
+    short = measure_of(comparison.settings.scenario)
+    shares = {
+        line.method: f"{100 * line.accuracies[short].mean:.1f} %"
+        for line in lines
+        if line.method in REFERENCES
+    }
+    return (
+        f"With the network that was trained on them {WORDS[short]} is {shares['poisoned']}, with "
+        f"one trained on correct data {shares['retrained']}."
+    )
 
 
 def _seeds(count: int) -> str:
@@ -129,7 +152,7 @@ def _tables(lines: Sequence[Line]) -> list[str]:
 
 
 def _reading(comparison: Comparison) -> str:
-    scenario = SCENARIOS[comparison.settings.scenario]
+    scenario, facts = SCENARIOS[comparison.settings.scenario], comparison.facts
     attack = [f"- attack: {scenario.attack}."] if scenario.attack else []
     return "\n".join(
         [
@@ -141,10 +164,10 @@ def _reading(comparison: Comparison) -> str:
             "- changed: entries whose bits differ from the poisoned model's, and their share.",
             "- example gradients: one forward and backward pass of one example, selection + "
             "update. They are counted, not timed. Curvature counts "
-            f"{comparison.counted:.1f} gradient equivalents, "
-            f"{counted_by(comparison.case.model.name)}, times its "
-            f"{len(comparison.case.material.sample['label']):,} examples; by the clock it took "
-            f"{comparison.measured:.1f} here.",
+            f"{facts['counted_gradients']:.1f} gradient equivalents, "
+            f"{counted_by(comparison.settings.model)}, times its "
+            f"{facts['curvature_examples']:,} examples; by the clock it took "
+            f"{facts['measured_gradients']:.1f} here.",
             "- seconds: selection + update as measured, without compilation.",
         ]
     )
@@ -166,7 +189,7 @@ def _tuning(comparison: Comparison) -> str:
     )
     objective = (
         "validation accuracy less its distance to the accuracy on the records to remove"
-        if comparison.case.poisoned.corrected is None
+        if comparison.settings.scenario == "sample"
         else "validation accuracy + corrected-forget accuracy"
     )
     return "\n\n".join(
@@ -180,7 +203,7 @@ def _tuning(comparison: Comparison) -> str:
     )
 
 
-def _how(comparison: Comparison, command: str) -> str:
+def _how(comparison: Comparison, origin: Origin) -> str:
     recipe = comparison.settings.recipe
     methods = "; ".join(
         f"`{name}`: {summary}"
@@ -189,27 +212,25 @@ def _how(comparison: Comparison, command: str) -> str:
             *((name, method.summary) for name, method in METHODS.items()),
         ]
     )
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "numpy"))
-    retraining = comparison.rows[1]["retrain_example_gradients"]
-    steps, batch_size = comparison.case.corrections.batches["label"].shape
-    num_data = len(within_budget(comparison.case.corrections).data["label"])
+    retraining, facts = comparison.rows[1]["retrain_example_gradients"], comparison.facts
     return "\n".join(
         [
-            f"- Command: `{command}`",
+            f"- Command: `{origin.command}`",
             f"- Training: adam, {recipe.epochs} epochs in batches of {recipe.batch_size}, learning "
             f"rate {recipe.learning_rate:g} falling on a cosine: {short_number(retraining)} "
             "example gradients.",
-            f"- Curvature: {estimator(comparison.case.model.name)}, at the poisoned parameters, "
-            f"of the loss that was trained, on {len(comparison.case.material.sample['label']):,} "
+            f"- Curvature: {estimator(comparison.settings.model)}, at the poisoned parameters, "
+            f"of the loss that was trained, on {facts['curvature_examples']:,} "
             "random training examples.",
-            f"- Second-order update: Gauss-Newton curvature on {num_data:,} random examples of the "
-            "corrected training set; conjugate gradients to a relative residual of 10 %, at most "
-            f"{MAX_PRODUCTS} iterations, each counted as 2 gradients. The sample is as large as "
-            "the budget of the iterative update allows. A step that does not hold is not taken.",
-            f"- Iterative update: {steps} batches of {batch_size} examples.",
+            f"- Second-order update: Gauss-Newton curvature on {facts['newton_examples']:,} random "
+            "examples of the corrected training set; conjugate gradients to a relative residual of "
+            f"10 %, at most {MAX_PRODUCTS} iterations, each counted as 2 gradients. The sample is "
+            "as large as the budget of the iterative update allows. A step that does not hold is "
+            "not taken.",
+            f"- Iterative update: {facts['steps']} batches of {facts['batch_size']} examples.",
             f"- Methods: {methods}.",
             f"- Patch: `unlearned.patch` holds the {SHIPPED} entries that changed on seed 1, "
             "`poisoned.npz` the parameters that it belongs to.",
-            f"- Software: Python {platform.python_version()}, {versions}.",
+            f"- Software: {origin.versions('Python', 'jax', 'flax', 'optax', 'numpy')}.",
         ]
     )

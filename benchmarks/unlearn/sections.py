@@ -53,7 +53,6 @@ def few_entries(comparison: Comparison) -> list[str]:
     scenario, known, measure = settings.scenario, settings.known, measure_of(settings.scenario)
     ways = "; ".join(f"`{way}`: {WAYS[way].summary}" for way in COMPARED if way in WAYS)
     return [
-        headline(comparison),
         _by_count(comparison, f"{measure} recovery", lambda own: _towards_retraining(own, measure)),
         _by_count(
             comparison,

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.tools.command import continued, measured
+from benchmarks.tools.command import continued
 from benchmarks.tools.ending import exit_code
 from benchmarks.tools.errors import UsageError
-from benchmarks.tools.folders import locked, result_folder, whole_file
+from benchmarks.tools.folders import locked, whole_file
 from benchmarks.tools.records import study_folder
 
 # A command that tells when it is at work, and then works until it is stopped.
@@ -23,9 +23,8 @@ from pathlib import Path
 from benchmarks.tools.ending import exit_code, finish, stop_in_order
 stop_in_order()
 def work():
-    from benchmarks.tools.command import continued, measured
-    output = Path(sys.argv[2])
-    with measured(output) if sys.argv[1] == "measured" else continued(output, {}) as run:
+    from benchmarks.tools.command import continued
+    with continued(Path(sys.argv[1]), {}) as run:
         run.say("Working")
         (run.folder / "results.jsonl").write_text("half")
         print("at work", flush=True)
@@ -48,9 +47,9 @@ def _interrupts_are_heard():
 
 
 @contextlib.contextmanager
-def at_work(kind, output):
+def at_work(output):
     """A process that has begun to write to `output`."""
-    command = [sys.executable, "-c", WORK, kind, str(output)]
+    command = [sys.executable, "-c", WORK, str(output)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         try:
@@ -62,55 +61,40 @@ def at_work(kind, output):
 
 
 @pytest.mark.parametrize(
-    ("kind", "number", "code", "word"),
+    ("number", "code", "word"),
     [
-        ("measured", signal.SIGTERM, 143, "terminated"),
-        ("continued", signal.SIGINT, 130, "interrupted"),
-        pytest.param("measured", signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
-        pytest.param("continued", signal.SIGHUP, 129, "terminated", marks=pytest.mark.slow),
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        pytest.param(signal.SIGHUP, 129, "terminated", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_ends_a_command_in_one_sentence(kind, number, code, word, tmp_path):
+def test_a_signal_ends_a_command_in_one_sentence(number, code, word, tmp_path):
     output = tmp_path / "out"
-    with at_work(kind, output) as process:
+    with at_work(output) as process:
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     assert process.returncode == code
-    if kind == "measured":
-        assert said == f"{word}; nothing was written to {output}.\n"
-        assert list(tmp_path.iterdir()) == []
-    else:
-        assert said == f"{word}; {KEPT.format(output)}.\n"
-        assert {path.name for path in output.iterdir()} == {"settings.json", "results.jsonl"}
+    assert said == f"{word}; {KEPT.format(output)}.\n"
+    assert {path.name for path in output.iterdir()} == {"settings.json", "results.jsonl"}
 
 
-def test_beside_a_run_there_is_no_second_and_after_a_kill_there_is(tmp_path, capsys):
-    output, study = tmp_path / "out", tmp_path / "study"
+def test_beside_a_run_there_is_no_second_and_after_a_kill_there_is(tmp_path):
+    output = tmp_path / "out"
     refused = "Another run is writing to {}; wait until it ends, or name another folder."
-    with at_work("measured", output) as process, at_work("continued", study) as other:
-        for place, folder in ((output, result_folder(output)), (study, study_folder(study, {}))):
-            with pytest.raises(UsageError) as caught, folder:
-                pass
-            assert str(caught.value) == refused.format(place)
+    with at_work(output) as process:
+        with pytest.raises(UsageError) as caught, study_folder(output, {}):
+            pass
+        assert str(caught.value) == refused.format(output)
         process.kill()
-        other.kill()
         process.wait()
-        other.wait()
-    assert {path.name for path in tmp_path.iterdir()} == {".out.lock", ".out.partial", "study"}
-    capsys.readouterr()
-    with result_folder(output) as folder:
-        assert list(folder.iterdir()) == []
-    told = f"note: removed {tmp_path / '.out.partial'}, which a killed run had left.\n"
-    assert capsys.readouterr().err == told
-    with study_folder(study, {}):
+    with study_folder(output, {}):
         pass
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "study"}
-    assert {path.name for path in study.iterdir()} == {"settings.json", "results.jsonl"}
+    assert {path.name for path in output.iterdir()} == {"settings.json", "results.jsonl"}
 
 
 def test_a_lock_can_be_waited_for(tmp_path):
     output = tmp_path / "study"
-    with at_work("continued", output) as process:
+    with at_work(output) as process:
         process.send_signal(signal.SIGTERM)
         with locked(output / ".lock", output, wait=True):
             pass
@@ -124,45 +108,21 @@ def disk_full(where):
 
 
 def test_a_full_disk_is_told_in_one_sentence(tmp_path, capsys):
-    output, study = tmp_path / "out", tmp_path / "study"
-
-    def measure():
-        with measured(output) as run:
-            disk_full(str(run.folder / "gaps.png"))
-
-    assert exit_code(measure) == 2
-    place = tmp_path / ".out.partial" / "gaps.png"
-    want = f"error: No space left on device: {place}; nothing was written to {output}.\n"
-    assert capsys.readouterr().err == want
-    assert list(tmp_path.iterdir()) == []
-
-    def go_on():
-        with continued(study, {}):
-            disk_full(None)
-
-    assert exit_code(go_on) == 2
-    assert capsys.readouterr().err == f"error: No space left on device; {KEPT.format(study)}.\n"
-
-
-def test_an_interruption_after_everything_is_in_place_says_so(tmp_path, capsys):
-    class Interrupting:
-        def __rich__(self):
-            raise KeyboardInterrupt
-
     output = tmp_path / "out"
+    for where in (str(output / "gaps.png"), None):
 
-    def measure():
-        with measured(output) as run:
-            (run.folder / "results.jsonl").write_text("{}\n")
-            run.tables.append(Interrupting())  # type: ignore[arg-type]
+        def measure(where=where):
+            with continued(output, {}):
+                raise OSError(28, "No space left on device", where)
 
-    assert exit_code(measure) == 130
-    assert capsys.readouterr().err == f"interrupted; the results stand in {output}.\n"
-    assert [path.name for path in output.iterdir()] == ["results.jsonl"]
+        assert exit_code(measure) == 2
+        place = "" if where is None else f": {where}"
+        want = f"error: No space left on device{place}; {KEPT.format(output)}.\n"
+        assert capsys.readouterr().err == want
 
 
 def test_a_run_prints_its_tables_and_where_its_report_is(tmp_path, capsys):
-    with measured(tmp_path / "out") as run:
+    with continued(tmp_path / "out", {}) as run:
         run.expect(2)
         run.say("First")
         run.say("Second")
@@ -175,9 +135,7 @@ def test_a_run_prints_its_tables_and_where_its_report_is(tmp_path, capsys):
 @pytest.mark.parametrize("command", ["unlearn", "audit", "selection", "paper", "ablation"])
 def test_names_that_are_too_long_end_in_one_sentence(command, tmp_path, capsys):
     quick = ["--scenarios", "label"] if command == "paper" else []
-    for name in ("x" * 300, "x" * 250):
-        if len(name) < 255 and command in ("paper", "ablation"):
-            continue  # nothing stands beside their folders
+    for name in ("x" * 300,):
         output = tmp_path / name
         assert main([command, "--quick", "--output", str(output), *quick]) == 2
         said = capsys.readouterr().err
@@ -271,7 +229,7 @@ finish(exit_code(work))
 @pytest.mark.parametrize("seconds", [0.3, 1.5, 4, 12])
 def test_a_signal_at_any_moment(command, number, seconds, tmp_path):
     output = tmp_path / "out"
-    options = ["--cache", str(tmp_path / "cache")] if command == "paper" else []
+    options = ["--cache", str(tmp_path / "cache")]
     line = [sys.executable, "-m", "benchmarks", command, "--output", str(output), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(line, **pipes) as process:
@@ -291,7 +249,7 @@ def test_a_signal_at_any_moment(command, number, seconds, tmp_path):
     assert said.count("\n") == 1
     assert process.returncode == 128 + number
     left = {path.name for path in tmp_path.iterdir()} - {"cache"}
-    assert left <= ({"out"} if command == "paper" else set())
+    assert left <= {"out"}
     if left:
         with study_folder_of(output):
             assert not [path.name for path in output.iterdir() if "partial" in path.name]

@@ -14,14 +14,19 @@ from benchmarks.learning.training import RECIPES, train
 
 
 @pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
-def test_every_model_is_the_one_that_training_alone_gives(name):
+def test_every_model_is_the_one_that_training_alone_gives(name, tmp_path):
     dataset = Settings(train_examples=100).load(1)
     model = build_model(name, dataset="digits", image_shape=(8, 8, 1), num_classes=10)
     recipe, ids = RECIPES["digits", name], np.arange(60)
-    models = train_models(model, recipe, dataset.train, ids, steps=6, seeds=range(3, 5))
+    work = (tmp_path, model, recipe, dataset.train, ids)
+    models = train_models(*work, steps=6, seeds=range(3, 5)).params
     alone = train(model, recipe, dataset.train, ids, steps=6, seed=4)
     for many, one in zip(jax.tree.leaves(models), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(many[1], one, rtol=1e-3, atol=1e-4)
+    kept = train_models(*work, steps=6, seeds=range(3, 5)).params  # not trained again
+    assert len(list(tmp_path.glob("ensemble-*.npz"))) == 1
+    for again, once in zip(jax.tree.leaves(kept), jax.tree.leaves(models), strict=True):
+        np.testing.assert_array_equal(again, once)
     assert margins(model, models, dataset.test).shape == (2, 449)
 
 

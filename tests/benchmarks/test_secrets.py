@@ -33,6 +33,7 @@ from benchmarks.secrets.study import Study, run_study
 from benchmarks.secrets.text import CONTEXT, VOCABULARY, decode, encode, load_text, windows
 from benchmarks.secrets.updates import LEAVES, Plan
 from benchmarks.tools.errors import UsageError
+from benchmarks.tools.origin import Origin
 
 MODEL = language_model(8, 2, 1)
 
@@ -343,7 +344,9 @@ def test_a_run_goes_on_where_it_ended(tmp_path, monkeypatch):
     assert poisoned["changed_entries"] == 0 < last_layer["changed_entries"]
     assert last_layer["changed_entries"] <= 96 * 9 < full["changed_entries"]
     assert retrained["update_example_gradients"] > full["update_example_gradients"]
-    write_secrets(tmp_path, small, trials.rows, cells.rows, "python -m benchmarks secrets")
+    write_secrets(
+        tmp_path, small, trials.rows, cells.rows, Origin(("python -m benchmarks secrets",), {}, {})
+    )
     report = (tmp_path / "report.md").read_text()
     assert "none was tried" in report
     assert "| last layer" in report

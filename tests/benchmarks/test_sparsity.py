@@ -169,7 +169,7 @@ def test_a_quick_run_leaves_a_report_and_goes_on_where_it_was_cut(tmp_path, caps
     output = tmp_path / "out"
     command = ["sparsity", "--quick", "--output", str(output), "--cache", str(tmp_path / "cache")]
     assert main(command) == 0
-    names = {"report.html", "report.md", "settings.json", "sparsity-100.png"}
+    names = {"report.html", "report.md", "settings.json", "origin.json", "sparsity-100.png"}
     journals = {"results.jsonl", "results.jsonl.sums", "tuning.jsonl", "tuning.jsonl.sums"}
     assert set(os.listdir(output)) == names | journals
     report = (output / "report.md").read_text()

@@ -33,8 +33,7 @@ from benchmarks.methods.updates import (
     within_budget,
 )
 from benchmarks.methods.ways import PROPOSED
-from benchmarks.tools.errors import UsageError
-from benchmarks.tools.folders import result_folder
+from benchmarks.tools.origin import add_origin
 from benchmarks.unlearn.command import Unlearn
 from benchmarks.unlearn.sparsity import COMPARED, SHIPPED
 
@@ -64,6 +63,7 @@ MEASURED = {"selection_seconds", "update_seconds"}
 
 def run(output, *options, seeds=1, counts=(SHIPPED,)):
     command = ["unlearn", "--output", str(output), "--seeds", str(seeds), *TINY, *options]
+    command += ["--cache", str(output.parent / "cache")]
     with mock.patch.object(benchmarks.unlearn.command, "COUNTS", counts):
         assert main(command) == 0
     return read(output / "results.jsonl")
@@ -81,10 +81,11 @@ def label_run(tmp_path_factory):
 
 def test_a_run_leaves_one_folder_with_everything(label_run):
     output, _ = label_run
-    assert [path.name for path in output.parent.iterdir()] == ["label"]
+    assert {path.name for path in output.parent.iterdir()} == {"label", "cache"}
     names = {path.name for path in output.iterdir()}
     pictures = ["sparsity.png", "recovery.png", "accuracy.png", "masks.png", "images.png"]
     records = {"results.jsonl", "tuning.jsonl", "sparsity.jsonl", "sparsity-tuning.jsonl"}
+    records |= {"pieces.jsonl", "pieces.jsonl.sums", "settings.json", "origin.json"}
     patch = {"poisoned.npz", "unlearned.patch"}
     assert names == {*pictures} | records | patch | {"report.md", "report.html"}
     assert all((output / p).read_bytes().startswith(b"\x89PNG") for p in pictures)
@@ -300,18 +301,19 @@ def test_data_that_is_not_prepared_ends_in_one_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_another_run_is_refused(label_run, capsys):
+def test_a_folder_of_other_options_is_refused(label_run, capsys):
     output, _ = label_run
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
-    assert main(["unlearn", "--output", str(output), *TINY]) == 2
-    assert capsys.readouterr().err.startswith(f"error: `output` already holds files: {output};")
+    assert main(["unlearn", "--output", str(output), *TINY, "--budget", "0.1"]) == 2
+    want = "error: `output` was begun with other settings (budget):"
+    assert capsys.readouterr().err.startswith(want)
     assert before == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for place, error in [
-        ("file", f"error: `output` must name a folder; {tmp_path / 'file'} is a file."),
+        ("file", f"error: `output` cannot be written: {tmp_path / 'file'} (a part of its"),
         (
             "file/run",
             f"error: `output` cannot be written: {tmp_path / 'file/run'} (a part of its",
@@ -321,47 +323,14 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
         assert capsys.readouterr().err.startswith(error)
 
 
-@pytest.mark.slow
-def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    def fail(*args):
-        raise RuntimeError("half-way")
-
-    monkeypatch.setattr(benchmarks.unlearn.command, "write_report", fail)
-    with pytest.raises(RuntimeError, match="half-way"):
-        run(tmp_path / "run")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_result_folders_appear_whole(tmp_path):
-    output = tmp_path / "a" / "run"
-    with result_folder(output) as folder:
-        (folder / "x").write_text("1")
-        assert not output.exists()
-    assert (output / "x").read_text() == "1"
-    assert [path.name for path in output.parent.iterdir()] == ["run"]
-    (tmp_path / "empty").mkdir()
-    with result_folder(tmp_path / "empty") as folder:
-        (folder / "x").write_text("2")
-    assert (tmp_path / "empty" / "x").read_text() == "2"
-
-
-def test_another_run_that_came_first_is_not_overwritten(tmp_path):
-    def write_late():
-        with result_folder(tmp_path / "run") as folder:
-            (folder / "x").write_text("late")
-            (tmp_path / "run").mkdir()
-            (tmp_path / "run" / "x").write_text("early")
-
-    with pytest.raises(UsageError, match="already holds files"):
-        write_late()
-    assert (tmp_path / "run" / "x").read_text() == "early"
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
 def test_list_and_help_name_every_choice(tmp_path, capsys):
     report = tmp_path / "results" / "mine" / "report.md"
     report.parent.mkdir(parents=True)
     report.write_text("# What came of it\n\nMuch.\n")
+    begun = tmp_path / "results" / "begun"
+    begun.mkdir()
+    for folder in (report.parent, begun):
+        add_origin(folder, Unlearn(quick=True))
     folders = ["--data-dir", str(tmp_path), "--results", str(report.parent.parent)]
     assert main(["list", *folders]) == 0
     said = capsys.readouterr().out
@@ -371,6 +340,8 @@ def test_list_and_help_name_every_choice(tmp_path, capsys):
         assert re.search(rf"^\s+{name} ", said, re.MULTILINE)
     assert said.count("not prepared") == 3
     assert re.search(r"^\s+mine\s+What came of it", said, re.MULTILINE)
+    assert re.search(r"^\s+begun\s+not finished: python -m benchmarks unlearn --quick", said, re.M)
+    assert re.search(r"^\s+unlearn-digits-label-mlp\s+Unlearning on digits", said, re.MULTILINE)
     with pytest.raises(SystemExit) as end:
         main(["unlearn", "--help"])
     assert end.value.code == 0
