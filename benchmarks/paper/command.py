@@ -75,8 +75,9 @@ class Paper:
             settings.load(TUNING_SEED)
         with continued(output, self._identity()) as run:
             trials, cells = open_journals(run.folder)
+            run.expect(len(list(contest.work(trials, cells))) + 1)
+            run.say("Training the first network")
             add_origin(run.folder, self, lambda: find_facts(contest))
-            run.expect(len(list(contest.work(trials, cells))))
             run_contest(contest, trials, cells, run.say)
             run.say("Writing the report")
             write_report(self, run.folder)

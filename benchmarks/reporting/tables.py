@@ -28,6 +28,10 @@ WORDS = {
     "attack": "attack success",
 }
 NONE = "-"
+NUM_COSTS = 3
+"""The last columns of a table: changed entries, example gradients, seconds."""
+WIDE = 120
+"""Columns of a terminal that has room for them."""
 
 
 def plain_name(name: str) -> str:
@@ -73,7 +77,7 @@ def headings(lines: Sequence[Line]) -> list[str]:
 
 def cells(line: Line) -> list[str]:
     """One line of the table."""
-    costs = [NONE] * 3
+    costs = [NONE] * NUM_COSTS
     if line.method != "poisoned":
         costs = [
             f"{line.changed:,.0f} ({100 * line.changed / line.total:.1f} %)",
@@ -108,16 +112,17 @@ def sections(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
     return [(TITLES[update], part) for update, part in parts.items() if part]
 
 
-def rich_table(title: str, lines: Sequence[Line]) -> Table:
-    """The table for the terminal."""
+def rich_table(title: str, lines: Sequence[Line], width: int) -> Table:
+    """The table for a terminal of so many columns; a narrow one shows no costs."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for i, heading in enumerate(headings(lines)):
+    shown = slice(None if width >= WIDE else -NUM_COSTS)
+    for i, heading in enumerate(headings(lines)[shown]):
         table.add_column(heading, justify="right" if i else "left", no_wrap=i == 0)
     for name, part in sections(lines):
         table.add_row(f"[bold]{name}[/bold]")
         for line in part:
             style = "bold" if line.method == "sharpest" else None
-            row = cells(line)
+            row = cells(line)[shown]
             table.add_row(f"  {row[0]}", *row[1:], style=style)
         table.add_section()
     return table

@@ -9,7 +9,7 @@ from benchmarks.learning.settings import Settings
 from benchmarks.measures.summary import summarise
 from benchmarks.methods.bench import up_to_half
 from benchmarks.reporting.tables import rich_table
-from benchmarks.tools.command import continued
+from benchmarks.tools.command import continued, wide_console
 from benchmarks.tools.origin import Origin, add_origin, read_origin, write_report
 from benchmarks.tools.pieces import Pieces
 from benchmarks.unlearn.comparison import Comparing, Comparison
@@ -43,9 +43,10 @@ class Unlearn(Settings):
         name = f"unlearn-{self.dataset}-{self.scenario}-{self.model}"
         with continued(self.output or Path("results", name), self._identity()) as run:
             comparing = Comparing(settings, counts, self.cache, run.tell)
-            add_origin(run.folder, self, comparing.find_facts)
             pieces = Pieces(run)
-            run.expect(pieces.missing(comparing.work()) + 1)
+            run.expect(pieces.missing(comparing.work()) + 2)
+            run.say("Training the first networks")
+            add_origin(run.folder, self, comparing.find_facts)
             comparing.run(run.folder, pieces, read_origin(run.folder).facts["counted_gradients"])
             run.say("Writing the report")
             write_report(self, run.folder)
@@ -62,8 +63,9 @@ class Unlearn(Settings):
         facts = read_origin(folder).facts
         comparison = Comparison.read(folder, self._settings(), facts)
         title = f"{self.dataset}, {self.scenario}, {facts['description']}"
-        words = [headline(comparison), *patch_text(comparison)]
-        return [rich_table(title, summarise(comparison.rows)), *(f"{each}\n" for each in words)]
+        table = rich_table(title, summarise(comparison.rows), wide_console().width)
+        # The result last, where a person looks first; the report lists the patch's entries.
+        return [table, *(f"{each}\n" for each in (patch_text(comparison)[0], headline(comparison)))]
 
     def _identity(self) -> dict[str, Any]:
         """What rows depend on; more seeds only add."""
