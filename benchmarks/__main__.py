@@ -1,10 +1,13 @@
 """The command line: a table of subcommands, each a dataclass of options with a `run`."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.tools.ending import exit_code, finish, stop_in_order
+from benchmarks.tools.errors import UsageError
 
+INSTALL = 'pip install -e ".[bench]"'
 DESCRIPTION = """Benchmarks of sapsel_jax on real data.
 
 Every command writes to one folder. Ctrl-C keeps what is finished there, and the same command goes
@@ -12,6 +15,7 @@ on from it. Exit codes: 0 done; 1 an error in the program; 2 wrong use, or a fil
 read or written; 130 interrupted by Ctrl-C; 143 terminated; 129 hung up."""
 
 
+@functools.cache
 def commands() -> dict[str, Any]:
     """The subcommands; imported only here, so that Ctrl-C meanwhile ends in a sentence, too."""
     from benchmarks.ablation.command import Ablation
@@ -25,32 +29,32 @@ def commands() -> dict[str, Any]:
     from benchmarks.selection.command import Selection
     from benchmarks.sparsity.command import Sparsity
     from benchmarks.speed.command import Speed
+    from benchmarks.tools.help import with_help
     from benchmarks.unlearn.command import Unlearn
 
-    return {
-        "unlearn": Unlearn,
-        "audit": Audit,
-        "speed": Speed,
-        "propagation": Propagation,
-        "selection": Selection,
-        "ablation": Ablation,
-        "paper": Paper,
-        "sparsity": Sparsity,
-        "beyond": Beyond,
-        "secrets": Secrets,
-        "render": Render,
-        "list": List,
-    }
+    kinds = (
+        *(Unlearn, Audit, Speed, Propagation, Selection, Ablation, Paper, Sparsity, Beyond),
+        *(Secrets, Render, List),
+    )
+    return {kind.__name__.lower(): with_help(kind) for kind in kinds}
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code."""
 
     def work() -> None:
-        import tyro
+        try:
+            import tyro
 
+            kinds = commands()
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith(("benchmarks", "sapsel_jax")):
+                raise
+            raise UsageError(
+                f"the benchmarks need {error.name}; install what they need by `{INSTALL}`."
+            ) from error
         command = tyro.extras.subcommand_cli_from_dict(
-            commands(),
+            kinds,
             prog="python -m benchmarks",
             description=DESCRIPTION,
             args=args,

@@ -5,6 +5,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.secrets.problem import CORRECTIONS, Problem, Settings
@@ -14,7 +15,7 @@ from benchmarks.secrets.study import Study, run_study
 from benchmarks.secrets.text import TEXTS, choose_text, load_text
 from benchmarks.secrets.updates import FULL, LEAVES
 from benchmarks.tools.command import continued
-from benchmarks.tools.errors import check_at_least, check_choice, check_share
+from benchmarks.tools.errors import UsageError, check_at_least, check_choice, check_share
 from benchmarks.tools.origin import Origin, add_origin, write_report
 
 COUNTS = (32, 256, 2048, 16384)
@@ -54,7 +55,8 @@ class Secrets:
         study = self.study()
         with continued(self.output or Path("results", "secrets"), self._identity(study)) as run:
             trials, cells = open_journals(run.folder)
-            add_origin(run.folder, dataclasses.replace(self, text=study.settings.text))
+            told = dataclasses.replace(self, text=study.settings.text)
+            add_origin(run.folder, told, lambda: {"canaries": _digest(_canaries(study))})
             run.expect(len(list(study.work(trials, cells))))
             run_study(study, trials, cells, run.say)
             run.say("Writing the report")
@@ -62,8 +64,14 @@ class Secrets:
 
     def report(self, folder: Path, origin: Origin) -> None:
         """The picture and the pages from what stands in the folder."""
+        study = self.study()
+        if origin.facts["canaries"] != _digest(_canaries(study)):
+            raise UsageError(
+                f"{folder} was made with another version of faker, which draws other secrets; "
+                "install that one to write its report."
+            )
         trials, cells = open_journals(folder)
-        write_secrets(folder, self.study(), trials.rows, cells.rows, origin)
+        write_secrets(folder, study, trials.rows, cells.rows, origin)
 
     def study(self) -> Study:
         """What is compared, after a check of every option."""
@@ -99,9 +107,14 @@ class Secrets:
         faker.
         """
         text = load_text(study.settings.text, study.settings.data_dir)
-        told = [each._asdict() for each in Problem(study.settings, TUNING_SEED).canaries]
-        given = json.dumps([text._asdict(), told]).encode()
         names = ("correction", "budget", "quick")
         own = {name: getattr(self, name) for name in names}
-        digest = hashlib.sha256(given).hexdigest()[:16]
-        return {"text": text.name, **own, "digest": digest}
+        return {"text": text.name, **own, "digest": _digest([text._asdict(), _canaries(study)])}
+
+
+def _canaries(study: Study) -> list[dict[str, Any]]:
+    return [each._asdict() for each in Problem(study.settings, TUNING_SEED).canaries]
+
+
+def _digest(given: Any) -> str:
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]

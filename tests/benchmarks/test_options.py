@@ -1,11 +1,11 @@
 """The options of the commands: one name, one meaning, one help."""
 
-import ast
-import inspect
+import sys
 
 import pytest
 
 from benchmarks.__main__ import commands, main
+from benchmarks.tools.help import help_texts
 from benchmarks.tools.origin import HERE
 
 SAME = {
@@ -27,30 +27,24 @@ SAME = {
 }
 
 
-def helps(kind):
-    """What `--help` says of each option: the text below it, in its class or in one it extends."""
-    texts = {}
-    for each in reversed(kind.__mro__[:-1]):
-        (node,) = ast.parse(inspect.getsource(each)).body
-        assert isinstance(node, ast.ClassDef)
-        for field, below in zip(node.body, node.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-                texts[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
-    return texts
-
-
 @pytest.mark.parametrize("name", commands())
 def test_options_of_one_name_mean_the_same_everywhere(name):
     kind = commands()[name]
-    told = helps(kind)
+    told = help_texts(kind)
     assert told.keys() == kind.__dataclass_fields__.keys()
     if name not in ("render", "list"):
-        assert {"seeds", "output", "quick"} <= told.keys()
         assert told["output"].endswith("What stands there is not done again.")
         assert list(told)[-2:] == ["output", "quick"]
     for option in told.keys() & SAME.keys():
         assert told[option].startswith(SAME[option]), option
     assert set(HERE) <= SAME.keys()
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main(["list"]) == 2
+    told = 'the benchmarks need tyro; install what they need by `pip install -e ".[bench]"`.'
+    assert capsys.readouterr().err == f"error: {told}\n"
 
 
 def test_exit_codes_are_told(capsys):
@@ -63,3 +57,12 @@ def test_exit_codes_are_told(capsys):
     with pytest.raises(SystemExit) as end:
         main(["unlearn", "--no-such-option"])
     assert end.value.code == 2
+
+
+def test_help_has_no_line_breaks_of_the_source(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        main(["sparsity", "--help"])
+    said = capsys.readouterr().out
+    text = help_texts(commands()["sparsity"])["output"]
+    assert text in " ".join(line.strip("│ ") for line in said.splitlines())

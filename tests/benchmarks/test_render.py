@@ -10,6 +10,7 @@ import pytest
 from benchmarks.__main__ import commands, main
 from benchmarks.paper.command import Paper
 from benchmarks.render import COMMITTED, committed, options_of
+from benchmarks.secrets.command import Secrets
 from benchmarks.selection.command import Selection
 from benchmarks.sparsity.command import Sparsity
 from benchmarks.tools.drawing import figure
@@ -94,6 +95,13 @@ def test_a_folder_that_holds_too_little_is_refused(tmp_path, capsys):
     assert said.startswith(f"error: {tmp_path} holds too little for a report; run `{want}`")
 
 
+def test_other_secrets_than_the_records_are_of_are_refused(tmp_path, capsys):
+    add_origin(tmp_path, Secrets(), lambda: {"canaries": "others"})
+    assert main(["render", str(tmp_path)]) == 2
+    told = f"error: {tmp_path} was made with another version of faker, which draws other secrets;"
+    assert capsys.readouterr().err.startswith(told)
+
+
 def test_a_damaged_packed_file_is_told(tmp_path):
     path = tmp_path / "rows.jsonl"
     whole = gzip.compress(b'{"a": 1}\n{"a": 2}\n')
@@ -134,7 +142,9 @@ def test_committed_records_are_packed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unlearn-digits-label-mlp", "secrets", "beyond-digits-mlp"])
+@pytest.mark.parametrize(
+    "name", ["unlearn-digits-label-mlp", "sparsity-mnist-cnn", "beyond-digits-mlp"]
+)
 def test_a_report_comes_out_as_it_is_committed(name, tmp_path):
     folder = tmp_path / name
     shutil.copytree(COMMITTED / name, folder)
