@@ -224,8 +224,9 @@ finish(exit_code(work))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("command", ["unlearn", "paper"])
+@pytest.mark.parametrize(
+    ("command", "number"), [("unlearn", signal.SIGINT), ("paper", signal.SIGTERM)]
+)
 @pytest.mark.parametrize("seconds", [0.3, 1.5, 4, 12])
 def test_a_signal_at_any_moment(command, number, seconds, tmp_path):
     output = tmp_path / "out"
