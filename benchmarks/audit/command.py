@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,10 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from benchmarks.audit.ensembles import evidence, margins, train_models, tune, unlearn_models
-from benchmarks.learning.checkpoints import Trained
-from benchmarks.learning.data import Split
+from benchmarks.audit.ensembles import UPDATE, Ensembles, tune
 from benchmarks.learning.scenarios import problems
 from benchmarks.learning.settings import Settings
-from benchmarks.methods.case import Case, make_case
+from benchmarks.methods.case import make_case
 from benchmarks.methods.masks import METHODS
 from benchmarks.methods.tuning import TUNING_SEED
 from benchmarks.reporting.tables import markdown_table, plain_name
@@ -27,9 +25,7 @@ from benchmarks.tools.folders import write_jsonl
 from benchmarks.tools.origin import Origin, add_origin, write_report
 from benchmarks.tools.page import opening, write_page
 from benchmarks.tools.pieces import Pieces, Rows, Work, read_rows
-from benchmarks.tools.timing import timed
 
-UPDATE = "iterative"
 FIGURES = ("klom_median", "klom_95", "lira_accuracy", "lira_95")
 
 
@@ -120,65 +116,6 @@ class Audit(Settings):
             epochs=epochs,
             data_dir=self.data_dir,
         )
-
-
-class Ensembles:
-    """The ensembles of one seed, each trained when it is first needed."""
-
-    def __init__(self, case: Case, count: int, cache: Path, tell: Callable[[str], None]):
-        """Nothing is trained yet; `tell` is told what is trained."""
-        self._case, self._count, self._cache, self._tell = case, count, cache, tell
-
-    def rows(self, method: str, value: float | None) -> Iterator[dict[str, Any]]:
-        """The figures of an ensemble, a row for each set of examples."""
-        case = self._case
-        if method == "poisoned":
-            models, seconds = self._poisoned
-        elif method == "retrained":
-            models, seconds = self._retrained(2)
-        else:
-            assert value is not None
-            work = functools.partial(unlearn_models, case, self._poisoned.params, method, UPDATE)
-            models, seconds = timed(lambda: work(value))
-        aim = self._aim.params
-        for name, split in {"forget": case.poisoned.original, "test": case.dataset.test}.items():
-            both = [margins(case.model, each, split) for each in (models, aim)]
-            yield {
-                **case.names,
-                "seed": case.seed,
-                "method": method,
-                "update": "none" if value is None else UPDATE,
-                "tuned_value": value,
-                "set": name,
-                "examples": len(split.labels),
-                "models": self._count,
-                "seconds": seconds,
-                **evidence(*both)._asdict(),
-            }
-
-    @functools.cached_property
-    def _poisoned(self) -> Trained:
-        poisoned = self._case.poisoned
-        return self._train("poisoned", poisoned.train, np.arange(len(poisoned.train.labels)), 0)
-
-    @functools.cached_property
-    def _aim(self) -> Trained:
-        return self._retrained(1)
-
-    def _retrained(self, turn: int) -> Trained:
-        case = self._case
-        everything = np.arange(len(case.poisoned.train.labels))
-        ids = case.poisoned.retained if case.removes else everything
-        return self._train("retrained", case.dataset.train, ids, turn)
-
-    def _train(self, words: str, storage: Split, ids: np.ndarray, turn: int) -> Trained:
-        self._tell(f"Seed {self._case.seed}: training {self._count} {words} models")
-        # Starts and orders of their own, none of them those of the single models.
-        first = 1000 * self._case.seed + turn * self._count
-        seeds = range(first, first + self._count)
-        recipe = self._case.settings.recipe
-        work = (self._case.model, recipe, storage, ids, self._case.steps, seeds)
-        return train_models(self._cache, *work)
 
 
 HEADINGS = ("method", "set", "KLOM, median", "KLOM, 95 %", "U-LiRA %", "U-LiRA %, 95 %", "seconds")

@@ -5,6 +5,7 @@ been; all of one seed's data, each from its own start and in its own order.
 """
 
 import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,10 @@ from benchmarks.methods.case import Case
 from benchmarks.methods.masks import METHODS
 from benchmarks.methods.tuning import best, try_all
 from benchmarks.methods.updates import UPDATES, Update, as_batch
+from benchmarks.tools.timing import timed
+
+UPDATE = "iterative"
+"""By which poisoned models are unlearned."""
 
 
 class Evidence(NamedTuple):
@@ -148,3 +153,62 @@ def evidence(unlearned: np.ndarray, retrained: np.ndarray) -> Evidence:
         lira_accuracy=float(lira.accuracy),
         lira_95=float(np.quantile(np.asarray(lira.per_example), 0.95)),
     )
+
+
+class Ensembles:
+    """The ensembles of one seed, each trained when it is first needed."""
+
+    def __init__(self, case: Case, count: int, cache: Path, tell: Callable[[str], None]):
+        """Nothing is trained yet; `tell` is told what is trained."""
+        self._case, self._count, self._cache, self._tell = case, count, cache, tell
+
+    def rows(self, method: str, value: float | None) -> Iterator[dict[str, Any]]:
+        """The figures of an ensemble, a row for each set of examples."""
+        case = self._case
+        if method == "poisoned":
+            models, seconds = self._poisoned
+        elif method == "retrained":
+            models, seconds = self._retrained(2)
+        else:
+            assert value is not None
+            work = functools.partial(unlearn_models, case, self._poisoned.params, method, UPDATE)
+            models, seconds = timed(lambda: work(value))
+        aim = self._aim.params
+        for name, split in {"forget": case.poisoned.original, "test": case.dataset.test}.items():
+            both = [margins(case.model, each, split) for each in (models, aim)]
+            yield {
+                **case.names,
+                "seed": case.seed,
+                "method": method,
+                "update": "none" if value is None else UPDATE,
+                "tuned_value": value,
+                "set": name,
+                "examples": len(split.labels),
+                "models": self._count,
+                "seconds": seconds,
+                **evidence(*both)._asdict(),
+            }
+
+    @functools.cached_property
+    def _poisoned(self) -> Trained:
+        poisoned = self._case.poisoned
+        return self._train("poisoned", poisoned.train, np.arange(len(poisoned.train.labels)), 0)
+
+    @functools.cached_property
+    def _aim(self) -> Trained:
+        return self._retrained(1)
+
+    def _retrained(self, turn: int) -> Trained:
+        case = self._case
+        everything = np.arange(len(case.poisoned.train.labels))
+        ids = case.poisoned.retained if case.removes else everything
+        return self._train("retrained", case.dataset.train, ids, turn)
+
+    def _train(self, words: str, storage: Split, ids: np.ndarray, turn: int) -> Trained:
+        self._tell(f"Seed {self._case.seed}: training {self._count} {words} models")
+        # Starts and orders of their own, none of them those of the single models.
+        first = 1000 * self._case.seed + turn * self._count
+        seeds = range(first, first + self._count)
+        recipe = self._case.settings.recipe
+        work = (self._case.model, recipe, storage, ids, self._case.steps, seeds)
+        return train_models(self._cache, *work)
