@@ -249,7 +249,7 @@ def test_a_quick_run_leaves_a_report(tmp_path):
     names = {path.name for path in output.iterdir()}
     pictures = {"images-label.png", "images-backdoor.png", "gaps.png", "relearning.png"}
     files = {"settings.json", "tuning.jsonl", "results.jsonl", "table.md", "report.md"}
-    files |= {"tuning.jsonl.sums", "results.jsonl.sums"}
+    files |= {"tuning.jsonl.sums", "results.jsonl.sums", "origin.json"}
     assert names == pictures | files | {"report.html"}
     text = (output / "report.md").read_text()
     assert all(f"]({picture})" in text for picture in pictures)
