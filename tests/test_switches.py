@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 SWITCHES = {
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),

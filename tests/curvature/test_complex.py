@@ -8,6 +8,8 @@ from networks import dense_diagonal, mean_loss, relative_error
 
 import sapsel_jax as sap
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))

@@ -16,6 +16,7 @@ from jax.experimental.ode import odeint
 
 import sapsel_jax as sap
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 FUNCTIONS = rules.ruled_functions()
 QUICK = (
     "jvp mixes",

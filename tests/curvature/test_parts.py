@@ -9,6 +9,8 @@ from networks import dense_diagonal, mean_loss, relative_error
 
 import sapsel_jax as sap
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def random(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)

@@ -14,6 +14,7 @@ from trees import changed_bits
 import sapsel_jax as sap
 from sapsel_jax import Reason
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 KEY = jax.random.key(3)
 STEPS = sap.Steps(num_steps=12, batch_size=4, step_size=0.03, step_sizes=(0.01, 1e-4, 0.05))
 

@@ -14,6 +14,7 @@ from trees import changed_bits
 import sapsel_jax as sap
 from sapsel_jax import Reason
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 KEY = jax.random.key(0)
 
 
