@@ -147,7 +147,7 @@ def iterative(loss_fn=loss):
 
 
 def sparsify(loss_fn=loss):
-    steps = jax.tree.map(lambda x: np.concatenate([x, x]), BATCHES)
+    steps = jax.tree.map(lambda x: jnp.concatenate([x, x]), BATCHES)
     return sap.sparsify_update(
         loss_fn, PARAMS, steps, DATA, key=key(), counts=(3,), optimizer=SGD(0.1), retained=steps
     )
