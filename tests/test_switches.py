@@ -39,11 +39,16 @@ def test_every_public_function_is_called():
     assert set(calls.public_functions()) == set(calls.CALLS)
 
 
+@functools.cache
+def plain_specs(name):
+    return jax.eval_shape(lambda: arrays(name))
+
+
 def check_traces(switches):
     # Tracing is enough to tell, and compiles nothing; text is made on the host.
     for name in sorted(set(calls.CALLS) - {"describe_mask", "describe_patch", "audit.report"}):
         specs = jax.eval_shape(lambda name=name: arrays(name, switches))
-        assert specs == jax.eval_shape(lambda name=name: arrays(name)), name
+        assert specs == plain_specs(name), name
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import sapsel_jax as sap
 from sapsel_jax._curvature import routes as _routes
 from sapsel_jax._graph.tracing import MAX_UNROLL
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 TOLERANCE = 1e-9
 
 

@@ -16,6 +16,7 @@ from sapsel_jax._curvature.probes import mean_of_probes
 from sapsel_jax._graph.sites import find_uses
 from sapsel_jax._graph.tracing import trace
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 NUM_REPEATS = 2000
 BOUND = 6.0
 """In standard errors. Were means exactly normal, one of the about 500 entries that are tested
