@@ -64,17 +64,14 @@ def test_forty_thousand_compiled_steps_leave_nothing():
 
 
 @needs_statm
-def test_what_calls_that_are_not_compiled_leave_is_in_the_caches_of_jax():
-    """Each of them compiles a loop of its own, which JAX keeps."""
+def test_calls_that_are_not_compiled_as_a_whole_leave_no_array():
+    """Each of them compiles a loop of its own, and JAX keeps these programs: memory grows."""
 
     def call(i):
-        for j in range(10):
-            iterate(calls.PARAMS, steps(10 * i + j, num_steps=2), calls.SGD(1e-3))
-        jax.clear_caches()
+        iterate(calls.PARAMS, steps(i, num_steps=2), calls.SGD(1e-3))
 
-    arrays, grown = left_behind(call, num_calls=2, num_first=1)
+    arrays, _ = left_behind(call, num_calls=10, num_first=2)
     assert arrays == 0
-    assert grown < 8 * MEBIBYTE
 
 
 @needs_statm
