@@ -25,6 +25,7 @@ def commands() -> dict[str, Any]:
     from benchmarks.paper.command import Paper
     from benchmarks.propagation.command import Propagation
     from benchmarks.render import Render
+    from benchmarks.scaling.command import Scaling
     from benchmarks.secrets.command import Secrets
     from benchmarks.selection.command import Selection
     from benchmarks.sparsity.command import Sparsity
@@ -34,7 +35,7 @@ def commands() -> dict[str, Any]:
 
     kinds = (
         *(Unlearn, Audit, Speed, Propagation, Selection, Ablation, Paper, Sparsity, Beyond),
-        *(Secrets, Render, List),
+        *(Scaling, Secrets, Render, List),
     )
     return {kind.__name__.lower(): with_help(kind) for kind in kinds}
 

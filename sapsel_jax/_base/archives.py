@@ -78,6 +78,8 @@ def save_archive(
 ) -> None:
     """Writes beside the final place first, then renames.
 
+    Several processes may write the same to one place: each writes it whole, the last one stays.
+
     Args:
       path: the file.
       header: anything that JSON can hold.
@@ -86,7 +88,8 @@ def save_archive(
       arrays: uint8 vectors by name.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    # On several machines two processes may have the same number.
+    partial = path.with_name(f".{path.name}.{jax.process_index()}.{os.getpid()}")
     contents = {"header": np.array(json.dumps(header)), **arrays}
     try:
         with partial.open("wb") as file:
@@ -131,9 +134,11 @@ def sizes_of(values: Any) -> tuple[int, ...]:
 
 
 def placed(array: np.ndarray, like: Any) -> jax.Array:
-    """On the devices of `like`, where that is spread over a mesh."""
+    """On the devices of `like`, where that is spread over a mesh; each process places its part."""
     sharding = getattr(like, "sharding", None)
     with jax.enable_x64(True):  # so that eight bytes stay eight
+        if isinstance(sharding, NamedSharding) and not sharding.is_fully_addressable:
+            return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
         return jax.device_put(array, sharding if isinstance(sharding, NamedSharding) else None)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from sapsel_jax._base.bits import fingerprint
 from sapsel_jax._base.checks import batch_size, by_path, check_count, named_leaves
+from sapsel_jax._base.processes import on_host
 from sapsel_jax._base.streaming import MeanState, mean_finalize, mean_init, mean_update
 
 
@@ -99,7 +99,7 @@ class _Checkpoints:
                 "`folder` needs orbax-checkpoint; install it by `pip install orbax-checkpoint`."
             ) from error
         self.ocp, self.folder = ocp, folder
-        leaves = [(path, np.asarray(leaf)) for path, leaf in by_path(named_leaves(params))]
+        leaves = [(path, on_host(leaf)) for path, leaf in by_path(named_leaves(params))]
         self.params = fingerprint(leaves)
 
     def manager(self) -> Any:

@@ -63,7 +63,7 @@ def mean_init(like: Any) -> MeanState:
       Array([3., 2.], dtype=float32)
     """
     check_float_leaves("like", like)
-    full = lambda x, value, dtype: jnp.full(jnp.shape(x), value, dtype)
+    full = jnp.full_like  # keeps the sharding
     zeros = lambda: jax.tree.map(lambda x: full(x, 0, wide_dtype(jnp.result_type(x))), like)
     magnitude = jax.tree.map(lambda x: full(x, -1, jnp.int8), like)
     return MeanState(zeros(), zeros(), jnp.float32(0), jnp.float32(0), magnitude)

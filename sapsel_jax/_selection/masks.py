@@ -20,6 +20,7 @@ from sapsel_jax._base.checks import (
 )
 from sapsel_jax._base.columns import aligned
 from sapsel_jax._base.counts import BITS, Count, count_of, excess, total
+from sapsel_jax._base.processes import on_host
 from sapsel_jax._base.types import Mask, Params
 
 FILE_KIND = "sapsel_jax mask 1"
@@ -248,7 +249,8 @@ def save_mask(path: str | os.PathLike[str], mask: Mask) -> None:
     """Writes a mask to a file, one bit per entry, with the paths and shapes of its leaves.
 
     The file is first written beside its final place and then renamed: an interrupted call leaves no
-    part of a mask at `path`.
+    part of a mask at `path`. Where leaves span several processes, all of them call this together;
+    each writes the whole file, to one place or each to its own.
 
     Args:
       path: where to write, replacing what is there.
@@ -276,7 +278,7 @@ def save_mask(path: str | os.PathLike[str], mask: Mask) -> None:
       {'kernel': Array([ True, False], dtype=bool)}
     """
     check_bool_leaves("mask", mask)
-    leaves = [(name, np.asarray(leaf)) for name, leaf in named_leaves(mask)]
+    leaves = [(name, on_host(leaf)) for name, leaf in named_leaves(mask)]
     header = {"kind": FILE_KIND, "leaves": [[name, list(leaf.shape)] for name, leaf in leaves]}
     bits = np.concatenate([np.packbits(leaf) for _, leaf in leaves] or [np.zeros(0, np.uint8)])
     save_archive(path, header, bits=bits)

@@ -22,6 +22,7 @@ from sapsel_jax._base.checks import (
     places_of,
 )
 from sapsel_jax._base.columns import aligned
+from sapsel_jax._base.processes import on_host
 from sapsel_jax._base.types import Params
 
 
@@ -85,7 +86,8 @@ def make_patch(before: Params, after: Params) -> Patch:
 
     Bits are compared: -0.0 differs from 0.0, and NaN differs from a NaN with other bits. The patch
     holds the position, the old and the new bits of each such entry, and a fingerprint of both
-    trees.
+    trees. Where leaves span several processes, all of them call this together, and `apply_patch`
+    and `revert_patch` as well; each gets the whole patch.
 
     Args:
       before: pytree of arrays of bools or numbers, any shapes, not traced: the parameters before
@@ -118,7 +120,7 @@ def make_patch(before: Params, after: Params) -> Patch:
     _check_held("after", after)
     check_same_tree("after", after, "before", before)
     pairs = [
-        (path, np.asarray(old), np.asarray(new))
+        (path, on_host(old), on_host(new))
         for (path, old), (_, new) in zip(
             by_path(named_leaves(before)), by_path(named_leaves(after)), strict=True
         )
@@ -292,7 +294,7 @@ def _exchange(params: Params, patch: Patch, start: str, end: str) -> Params:
 
     def digest() -> str:
         # In the order of the patch, which in older files is the order of the tree.
-        return fingerprint([(paths[place], np.asarray(leaves[place])) for place in places])
+        return fingerprint([(paths[place], on_host(leaves[place])) for place in places])
 
     got, want = digest(), getattr(patch, start)
     if got != want:
@@ -316,7 +318,7 @@ def _written(leaf: Any, change: LeafPatch, present: np.ndarray, words: np.ndarra
     """A copy with other words in it; the leaf itself where nothing changes."""
     if not change.positions.size:
         return leaf
-    copy = np.array(leaf, order="C")
+    copy = np.array(on_host(leaf), order="C")
     if not np.array_equal(words_of(copy)[change.positions], present):
         raise ValueError(
             f"`patch` is damaged at '{change.path}': the values that it replaces are not those of "
