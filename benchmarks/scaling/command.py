@@ -17,8 +17,8 @@ class Scaling:
     """Measure how time and memory grow, and unlearning of a large transformer on paper; can be
     resumed."""
 
-    repeats: int = 5
-    """Timed runs of each operation at each size, in turn."""
+    repeats: int = 15
+    """Timed runs of each operation at each size, in turn; fewer of what takes long."""
     output: Path | None = None
     """Folder for the results; None is results/scaling. What stands there is not done again."""
     quick: bool = False

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 
+from benchmarks.reporting.tables import short_number
 from benchmarks.scaling.exponents import exponent, quantity, series
 from benchmarks.tools.drawing import FAINT, INK, figure
 
@@ -35,6 +36,9 @@ def draw_growth(path: Path, rows: Sequence[Row], field: str, title: str, unit: s
                 label = f"{operation}, {exponent(sizes, values):.2f}"
                 ax.plot(sizes, values, "o-", color=colour, markersize=4, label=label)
             ax.set(xscale="log", yscale="log", title=f"against {sweep}", xlabel=sweep)
+            ax.set_xticks(sizes, list(map(short_number, sizes)))
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_minor_locator(matplotlib.ticker.NullLocator())
             ax.tick_params(labelcolor=INK, length=0)
             ax.grid(color=FAINT)
             ax.set_axisbelow(True)
@@ -59,7 +63,8 @@ def draw_devices(path: Path, rows: Sequence[Row]) -> None:
         ax.plot(counts, [1 / n for n in counts], "--", color=INK, label="an even share")
         ax.set(xscale="log", yscale="log", xlabel="devices")
         ax.set_xticks(counts, list(map(str, counts)))
-        ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_minor_locator(matplotlib.ticker.NullLocator())
         ax.tick_params(labelcolor=INK, length=0)
         ax.grid(color=FAINT)
         ax.legend(frameon=False)

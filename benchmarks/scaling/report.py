@@ -41,8 +41,8 @@ def _report(study: Study, times: Sequence[Row], journals: Journals, command: str
     parts = [
         "# Scaling: what time and memory grow with",
         "One quantity grows and all others stay. All operations at all sizes are timed in turn, "
-        f"and the median of {study.repeats} runs counts. Memory is read from the compiled program: "
-        "results, and what it holds meanwhile.",
+        f"and the median of up to {study.repeats} runs counts. Memory is read from the compiled "
+        "program: results, and what it holds meanwhile.",
         *[f"- {name}: {sweep.about}" for name, sweep in study.sweeps.items()],
         "![time](time.png)",
         "![memory](memory.png)",
@@ -156,7 +156,8 @@ def _about_paper(study: Study, rows: Sequence[Row]) -> str:
         "with every matrix along both axes and the texts along the first; no array of it is ever "
         "made. *Held* are arguments, results that do not take their place, and temporaries of one "
         "device; the *ideal* is an even share of arguments and results. A block is computed again "
-        "on the way back (`jax.checkpoint`). The machine code is not optimised, as it is not run. "
+        "on the way back (`jax.checkpoint`). The machine code is not optimised, as it is not run, "
+        "and what only the backend for processors does to long sums is left out. "
         "A scan of more than 32 steps stays one operation, so that propagation says of its leaves "
         "what a product with random signs says. A shorter one is unrolled: every block makes the "
         "compiler's work longer, and its values are kept."

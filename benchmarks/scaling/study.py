@@ -17,6 +17,8 @@ from benchmarks.tools.timing import in_turn
 PARTS = ("gradient", "selection", "selective adam step", "propagation", "all in one program")
 TURN_SECONDS = 0.05
 """What takes less runs several times in its turn."""
+MOST_SECONDS = 20
+"""What has run for so long in all is not run again."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def _swept(name: str, sweep: Sweep, repeats: int) -> Iterator[dict[str, Any]]:
         {f"{size} {operation}": work.run for (size, operation), work in all_works.items()},
         repeats,
         lambda words: None,
+        most_seconds=MOST_SECONDS,
         turn_seconds=TURN_SECONDS,
     )
     for (size, operation), work in all_works.items():

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 
 from sapsel_jax._base.bits import fingerprint
 from sapsel_jax._base.checks import batch_size, by_path, check_count, named_leaves
@@ -125,7 +128,7 @@ class _Checkpoints:
             wanted = args.Composite(state=args.StandardRestore(_held(state)))
             held = manager.restore(done, args=wanted)["state"]
         leaves, structure = jax.tree.flatten(state)
-        leaves = [held.get(str(i), leaf) for i, leaf in enumerate(leaves)]
+        leaves = [_free(held[str(i)]) if str(i) in held else leaf for i, leaf in enumerate(leaves)]
         return structure.unflatten(leaves), done
 
     def save(self, done: int, state: MeanState) -> None:
@@ -138,6 +141,11 @@ class _Checkpoints:
                     state=args.StandardSave(_held(state)), of=args.JsonSave({"params": self.params})
                 ),
             )
+
+
+def _free(leaf: jax.Array) -> jax.Array:
+    """As in a new state: bound to a mesh, or to no device, so that it meets what lies on any."""
+    return leaf if isinstance(leaf.sharding, NamedSharding) else jnp.asarray(np.asarray(leaf))
 
 
 def _held(state: MeanState) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from sapsel_jax._base.checks import check_bool_leaves, check_count, check_same_l
 from sapsel_jax._base.counts import count_of, excess, totals_so_far
 from sapsel_jax._base.types import Mask, Params
 
+PIECE = 32
+"""Entries of a row at most that are counted together."""
+
 
 def selective(
     inner: optax.GradientTransformation, mask: Mask
@@ -233,10 +236,7 @@ def selective_packed(
         counts = [jnp.sum(leaf, dtype=jnp.uint32) for leaf in selected]
         totals = totals_so_far(jnp.asarray(counts, jnp.uint32))
         ends = excess(totals, count_of(0), count)
-        windows = [
-            jnp.flatnonzero(leaf, size=room, fill_value=0)
-            for leaf, room in zip(selected, rooms, strict=True)
-        ]
+        windows = [_first(leaf, room) for leaf, room in zip(selected, rooms, strict=True)]
         positions = join(windows, ends, jnp.uint32)
         num_left_out = jnp.sum(excess(totals, count_of(count), 2**32 - 1)[-1:], dtype=jnp.uint32)
         state = SelectivePackedState(positions, ends, num_left_out, None)
@@ -278,6 +278,25 @@ def _check_not_explicit(leaves: list[Any]) -> None:
 
 def _common_dtype(leaves: list[Any]) -> Any:
     return jnp.result_type(*(leaf.dtype for leaf in leaves)) if leaves else jnp.float32
+
+
+def _first(selected: jax.Array, room: int) -> jax.Array:
+    """Where the first selected entries lie, in leaf order, uint32, then zeros.
+
+    Each device ranks its own entries, row by row in short pieces; only how many a piece has is
+    known to all. `jnp.flatnonzero` would gather the whole leaf.
+    """
+    *rows, width = selected.shape or (1,)
+    piece = max(n for n in range(1, PIECE + 1) if width % n == 0)
+    pieces = selected.reshape(*rows, width // piece, piece)
+    within = jnp.cumsum(pieces, -1, jnp.uint32)
+    ends = jnp.cumsum(within[..., -1].reshape(-1), dtype=jnp.uint32).reshape(within.shape[:-1])
+    rank = ends[..., None] - within[..., -1:] + within - jnp.uint32(1)
+    place = jnp.zeros(pieces.shape, jnp.uint32)
+    for axis, length in enumerate(pieces.shape):
+        place = place * jnp.uint32(length) + lax.broadcasted_iota(jnp.uint32, place.shape, axis)
+    past = jnp.uint32(room)  # where writing does nothing
+    return jnp.zeros(room, jnp.uint32).at[jnp.where(pieces, rank, past)].add(place, mode="drop")
 
 
 def _coordinates(positions: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
