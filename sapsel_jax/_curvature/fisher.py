@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
+from sapsel_jax._base.meshes import placed_by_compiler
 from sapsel_jax._base.types import Batch, Diagonal, LossFn, Params
 from sapsel_jax._curvature.over_examples import read_loss
 from sapsel_jax._curvature.probed import Probed, entries_of, find_probed, pair
@@ -64,7 +65,7 @@ def empirical_fisher_diagonal(
         at_once = loss.at_once(microbatch, entries_of(loss.graph, probed))
         return loss.diagonal(probed, records_of, at_once, reduction)
 
-    return diagonal
+    return placed_by_compiler(diagonal)
 
 
 def _records(

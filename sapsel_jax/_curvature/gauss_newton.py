@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from sapsel_jax._base.checks import check_count
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
+from sapsel_jax._base.meshes import placed_by_compiler
 from sapsel_jax._base.types import Batch, Diagonal, Params
 from sapsel_jax._curvature.hessians import hessian_vector
 from sapsel_jax._curvature.over_examples import read_loss
@@ -79,7 +80,7 @@ def gauss_newton_diagonal(
         at_once = loss.at_once(microbatch, routes.memory)
         return loss.diagonal(routes.tasks, records_of, at_once, reduction)
 
-    return diagonal
+    return placed_by_compiler(diagonal)
 
 
 def sampled_gauss_newton_diagonal(
@@ -152,7 +153,7 @@ def sampled_gauss_newton_diagonal(
             num_samples,
         )
 
-    return diagonal
+    return placed_by_compiler(diagonal)
 
 
 def _records(

@@ -8,6 +8,7 @@ import jax
 
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
+from sapsel_jax._base.meshes import placed_by_compiler
 from sapsel_jax._base.types import Batch, LossFn, Params
 from sapsel_jax._curvature.hessians import hessian_vector
 from sapsel_jax._curvature.over_examples import read_loss
@@ -92,7 +93,7 @@ def hutchinson_diagonal(
             return_error=return_error,
         )
 
-    return diagonal
+    return placed_by_compiler(diagonal, num_trees=1 + return_error)
 
 
 def probe_records(

@@ -8,6 +8,7 @@ import jax
 
 from sapsel_jax._base.examples import check_options
 from sapsel_jax._base.losses import one_scalar
+from sapsel_jax._base.meshes import placed_by_compiler
 from sapsel_jax._base.types import Batch, LossFn, Params
 from sapsel_jax._curvature.blocks import RULES
 from sapsel_jax._curvature.hutchinson import probe_records
@@ -130,7 +131,7 @@ def propagated_by(
             probes_at_once=probes_at_once,
         )
 
-    return diagonal
+    return placed_by_compiler(diagonal, num_trees=1 + return_error)
 
 
 def _entries(graph: Graph, structures: dict[Use, Structure]) -> int:

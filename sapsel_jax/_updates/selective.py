@@ -289,14 +289,21 @@ def _first(selected: jax.Array, room: int) -> jax.Array:
     *rows, width = selected.shape or (1,)
     piece = max(n for n in range(1, PIECE + 1) if width % n == 0)
     pieces = selected.reshape(*rows, width // piece, piece)
-    within = jnp.cumsum(pieces, -1, jnp.uint32)
-    ends = jnp.cumsum(within[..., -1].reshape(-1), dtype=jnp.uint32).reshape(within.shape[:-1])
-    rank = ends[..., None] - within[..., -1:] + within - jnp.uint32(1)
+    rank = _running_count(pieces.astype(jnp.uint32)) - jnp.uint32(1)
     place = jnp.zeros(pieces.shape, jnp.uint32)
     for axis, length in enumerate(pieces.shape):
         place = place * jnp.uint32(length) + lax.broadcasted_iota(jnp.uint32, place.shape, axis)
     past = jnp.uint32(room)  # where writing does nothing
     return jnp.zeros(room, jnp.uint32).at[jnp.where(pieces, rank, past)].add(place, mode="drop")
+
+
+def _running_count(counts: jax.Array) -> jax.Array:
+    """The sum so far, in the order of the entries: along the last axis, then along the others."""
+    along = jnp.cumsum(counts, -1, jnp.uint32)
+    if counts.ndim == 1:
+        return along
+    whole = along[..., -1]
+    return along + (_running_count(whole) - whole)[..., None]
 
 
 def _coordinates(positions: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:

@@ -1,5 +1,6 @@
 """Examples spread over devices: each device works on its own, whatever the size of a chunk."""
 
+import contextlib
 import re
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
 import sapsel_jax as sap
 from sapsel_jax._base.examples import even_chunk
@@ -61,15 +63,18 @@ WORKS = {
 }
 
 
-def compiled(work, *, spread):
-    """The compiled program, and what it returns, on one device or on all."""
+def compiled(work, axis_type=None):
+    """The compiled program, and what it returns, on one device or on a mesh of all."""
     params, batch = inputs()
-    if spread:
-        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    within = contextlib.nullcontext()
+    if axis_type is not None:
+        mesh = jax.make_mesh((NUM_DEVICES,), ("data",), axis_types=(axis_type,))
         place = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
         params, batch = jax.device_put(params, place()), jax.device_put(batch, place("data"))
-    program = jax.jit(work).lower(params, batch).compile()
-    return program, program(params, batch)
+        within = jax.set_mesh(mesh)
+    with within:
+        program = jax.jit(work).lower(params, batch).compile()
+        return program, program(params, batch)
 
 
 def num_operations(program):
@@ -77,11 +82,14 @@ def num_operations(program):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("microbatch", [None, MICROBATCH])
+@pytest.mark.parametrize(
+    ("microbatch", "axis_type"),
+    [(None, AxisType.Auto), (MICROBATCH, AxisType.Auto), (MICROBATCH, AxisType.Explicit)],
+)
 @pytest.mark.parametrize("name", WORKS)
-def test_no_example_moves_and_every_device_does_its_share(name, microbatch):
+def test_no_example_moves_and_every_device_does_its_share(name, microbatch, axis_type):
     work = WORKS[name](microbatch)
-    (one, want), (many, got) = compiled(work, spread=False), compiled(work, spread=True)
+    (one, want), (many, got) = compiled(work), compiled(work, axis_type)
     text = str(many.as_text())
     for collective in COLLECTIVES:
         assert not re.search(rf"\b{collective}(-start)?\(", text)
@@ -90,6 +98,25 @@ def test_no_example_moves_and_every_device_does_its_share(name, microbatch):
     assert num_operations(many) < 0.25 * num_operations(one)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_on_an_explicit_mesh_results_lie_like_the_parameters_and_errors_too():
+    params, batch = inputs()
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    place = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    places = {"in": place(None, "model"), "out": place("model")}
+    spread = jax.device_put(params, places), jax.device_put(batch, place("data"))
+    weights = np.linspace(0, 1, NUM_EXAMPLES, dtype=np.float32)
+    estimate = sap.propagated_diagonal(loss_fn, num_probes=2, return_error=True)
+    work = jax.jit(lambda p, b, w: estimate(p, b, KEY, weights=w))
+    want = work(params, batch, weights)
+    with jax.set_mesh(mesh):
+        got = work(*spread, weights)
+    for tree, alike in zip(got, want, strict=True):
+        for name, leaf in tree.items():
+            assert leaf.sharding.is_equivalent_to(places[name], 2)
+            np.testing.assert_allclose(leaf, alike[name], rtol=1e-3, atol=1e-5)
 
 
 def test_the_default_chunk_leaves_no_rest_where_it_can():

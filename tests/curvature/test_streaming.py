@@ -206,3 +206,14 @@ def test_means_of_numbers_of_any_magnitude(parts):
 )
 def test_bad_arguments_of_streams(call, kind, message):
     refuses(call, kind, message)
+
+
+def test_a_state_lies_where_the_parameters_lie():
+    mesh = jax.make_mesh((8,), ("all",))
+    place = jax.NamedSharding(mesh, jax.P("all"))
+    params = jax.device_put(jnp.zeros((8, 2)), place)
+    state = sap.mean_init(params)
+    for leaf in (state.total, state.rest, state.magnitude):
+        assert leaf.sharding.is_equivalent_to(place, 2)
+    moved = jax.jit(sap.mean_update)(state, params + 3, 2)
+    assert moved.total.sharding.is_equivalent_to(place, 2)
