@@ -58,7 +58,7 @@ def parts(size: Size) -> dict[str, Part]:
     mask = jax.tree.map(lambda x: x.update(dtype=jnp.bool_), params)
     texts = _shape(mesh, Leaf((NUM_TEXTS, size.length), PartitionSpec(ROWS)), jnp.int32)
     batch, key = (texts, texts), jax.eval_shape(lambda: jax.random.key(0))
-    count = _shape(mesh, Leaf((), PartitionSpec()), jnp.int32)
+    count: Any = _shape(mesh, Leaf((), PartitionSpec()), jnp.int32)
     state = (optax.ScaleByAdamState(count, params, params), optax.EmptyState())
     loss_fn = loss_of(size)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.ticker import NullLocator
 
 from benchmarks.reporting.tables import short_number
 from benchmarks.scaling.exponents import exponent, quantity, series
@@ -36,9 +36,10 @@ def draw_growth(path: Path, rows: Sequence[Row], field: str, title: str, unit: s
                 label = f"{operation}, {exponent(sizes, values):.2f}"
                 ax.plot(sizes, values, "o-", color=colour, markersize=4, label=label)
             ax.set(xscale="log", yscale="log", title=f"against {sweep}", xlabel=sweep)
-            ax.set_xticks(sizes, list(map(short_number, sizes)))
+            every = sorted({quantity(row) for row in rows if row["sweep"] == sweep})
+            ax.set_xticks(every, list(map(short_number, every)))
             for axis in (ax.xaxis, ax.yaxis):
-                axis.set_minor_locator(matplotlib.ticker.NullLocator())
+                axis.set_minor_locator(NullLocator())
             ax.tick_params(labelcolor=INK, length=0)
             ax.grid(color=FAINT)
             ax.set_axisbelow(True)
@@ -50,12 +51,12 @@ def draw_devices(path: Path, rows: Sequence[Row]) -> None:
     subtitle = "Operations of one device over those of a single one, 512 examples"
     with figure(path, (7, 4.6), "Examples over devices", subtitle) as canvas:
         ax = canvas.subplots()
+        counts = sorted({row["devices"] for row in rows})
         for operation in dict.fromkeys(row["operation"] for row in rows):
             own = sorted(
                 (row for row in rows if row["operation"] == operation),
                 key=lambda row: row["devices"],
             )
-            counts = [row["devices"] for row in own]
             work = [row["floating_point_operations"] for row in own]
             shares = [each / work[0] for each in work]
             label = f"{operation}, {exponent(counts, shares):.2f}"
@@ -64,7 +65,7 @@ def draw_devices(path: Path, rows: Sequence[Row]) -> None:
         ax.set(xscale="log", yscale="log", xlabel="devices")
         ax.set_xticks(counts, list(map(str, counts)))
         for axis in (ax.xaxis, ax.yaxis):
-            axis.set_minor_locator(matplotlib.ticker.NullLocator())
+            axis.set_minor_locator(NullLocator())
         ax.tick_params(labelcolor=INK, length=0)
         ax.grid(color=FAINT)
         ax.legend(frameon=False)

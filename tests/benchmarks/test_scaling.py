@@ -5,6 +5,7 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -21,10 +22,10 @@ from benchmarks.secrets.network import losses_of
 TINY = transformer.Size(blocks=2, width=8, heads=2, vocabulary=11, length=5)
 
 
-def rows_of(operation, power, *, sweep="parameters", memory=1):
+def rows_of(operation, power, *, memory: int | None = 1):
     return [
         {
-            "sweep": sweep,
+            "sweep": "parameters",
             "operation": operation,
             "size": size,
             "entries": size,
@@ -104,7 +105,7 @@ def test_the_transformer_is_one_and_looks_back_only():
         x = x + np.concatenate(seen, -1) @ block["output"]
         x = x + jax.nn.gelu(norm(x, block["norm2"]) @ block["up"]) @ block["down"]
     logits = norm(x, params["norm"]) @ params["head"]
-    following = np.array([2, 3, 4, 5, 6])
+    following = jnp.array([2, 3, 4, 5, 6])
     want = losses_of(logits, following).mean()
     np.testing.assert_allclose(loss_fn(params, (tokens, following)), want, rtol=1e-5)
 

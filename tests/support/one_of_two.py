@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,9 +80,8 @@ def main(number, folder, killed_at):
         on_batch=on_batch,
     )
     if number == 0:
-        np.savez(
-            folder / "diagonal.npz", **{name: np.asarray(leaf) for name, leaf in found.items()}
-        )
+        arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in found.items()}
+        np.savez(folder / "diagonal.npz", **arrays)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Packed state on several devices: each ranks its own entries, and only counts are gathered."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,8 @@ def test_no_leaf_is_gathered_and_every_device_does_its_share():
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     places = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
     spread = jax.device_put(params, places), jax.device_put(mask, places)
-    one, many = (jax.jit(init).lower(*some).compile() for some in ((params, mask), spread))
+    programs: Any = [jax.jit(init).lower(*some).compile() for some in ((params, mask), spread)]
+    one, many = programs
     assert max(gathered(many)) <= max(leaf.size for leaf in params.values()) / 32
     assert many.cost_analysis()["flops"] < 0.4 * one.cost_analysis()["flops"]
     for a, b in zip(
@@ -49,7 +51,8 @@ def test_no_leaf_is_gathered_and_every_device_does_its_share():
 @pytest.mark.parametrize("count", [0, 5, 400])
 def test_entries_are_ranked_in_leaf_order(shape, count):
     mask = np.random.default_rng(1).random(shape) < 0.5
-    state = sap.selective_packed(optax.sgd(0.1), mask, count).init(np.zeros(shape, np.float32))
+    transform = sap.selective_packed(optax.sgd(0.1), mask, count)
+    state: Any = transform.init(np.zeros(shape, np.float32))
     want = np.flatnonzero(mask)[:count]
     np.testing.assert_array_equal(state.positions[: len(want)], want)
     assert int(state.num_left_out) == max(0, mask.sum() - count)
