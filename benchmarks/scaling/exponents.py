@@ -19,6 +19,8 @@ class Growth(NamedTuple):
     seconds: float
     last_seconds: float
     """Between the two largest sizes."""
+    least_seconds: float
+    """Of the fastest run of each size, to which what else the machine did has added least."""
     gradients: float
     """Of the seconds over those of a gradient of the same size."""
     memory: float | None
@@ -59,6 +61,7 @@ def _growth(rows: Sequence[Row], sweep: str, operation: str) -> Growth:
         operation,
         exponent(sizes, seconds),
         exponent(sizes[-2:], seconds[-2:]),
+        exponent(sizes, [min(row["runs"]) for row in own]),
         exponent(sizes, ratios),
         exponent(sizes, memory) if has_memory else None,
         exponent(sizes[-2:], memory[-2:]) if has_memory else None,

@@ -14,7 +14,7 @@ import sapsel_jax as sap
 from benchmarks.__main__ import main
 from benchmarks.scaling import on_paper, transformer
 from benchmarks.scaling.exponents import LIMIT, exponent, growths, too_fast
-from benchmarks.scaling.report import paper_table, paper_verdict, verdict
+from benchmarks.scaling.report import paper_table, paper_verdict, spread, verdict
 from benchmarks.scaling.study import PARTS, sweeps
 from benchmarks.scaling.sweeps import OPERATIONS, SWEEPS
 from benchmarks.secrets.network import losses_of
@@ -30,6 +30,7 @@ def rows_of(operation, power, *, memory: int | None = 1):
             "size": size,
             "entries": size,
             "seconds": 1e-6 * size**power,
+            "runs": [2e-6 * size**power, 1e-6 * size**power],
             "extra_bytes": None if memory is None else 4 * size**memory,
         }
         for size in (1000, 100, 10)
@@ -45,7 +46,7 @@ def test_exponents_of_known_powers():
     ]
     gradient, propagated, patch = growths(rows)
     assert propagated[:2] == ("parameters", "propagated")
-    assert propagated[2:] == pytest.approx((1.5, 1.5, 1, 1, 1))
+    assert propagated[2:] == pytest.approx((1.5, 1.5, 1.5, 1, 1, 1))
     assert gradient.gradients == pytest.approx(0)
     assert patch.memory is None
 
@@ -57,6 +58,11 @@ def test_what_grows_too_fast_is_named():
     assert verdict(found).endswith("Not met: propagated against parameters (1.20).")
     assert "is 1.00 (select against parameters)" in verdict([found[0], found[2]])
     assert LIMIT == 1.1
+
+
+def test_the_spread_of_runs_is_told():
+    rows = [{"runs": [1.0, 3.0]}, {"runs": [2.0, 2.0]}, {"runs": [1.0, 2.0, 1.5]}]
+    assert "took 2.0 times the fastest" in spread(rows)
 
 
 def test_every_sweep_measures_a_gradient_and_has_a_quick_form():
@@ -140,6 +146,8 @@ def test_compiling_that_takes_long_is_named():
     cells = [cell.strip() for cell in paper_table([row]).splitlines()[-1].split("|")[3:-1]]
     assert cells == ["2", "1", "4", "6", "6.00", "61", "60", "all-reduce"]
     assert paper_verdict([row]).endswith("Not met: propagation of 3 blocks (121 s).")
+    assert paper_verdict([row]).startswith("The most, 6.00 times its even share, is held by prop")
+    assert "0 of 1 parts" in paper_verdict([row])
     assert "under 120 s" in paper_verdict([row | {"trace_seconds": 1.0}])
 
 
