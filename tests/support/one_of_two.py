@@ -30,13 +30,8 @@ def loss_fn(params, x):
     return jnp.sum(jnp.tanh(x @ params["in"]) @ params["out"]) ** 2
 
 
-def main(number, folder, killed_at):
-    mesh = jax.make_mesh((4,), ("all",), axis_types=(AxisType.Auto,))
-    spread, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("all",), ()))
-    place = lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
-    params = {"in": place(VALUES["in"], spread), "out": place(VALUES["out"], spread)}
-    assert not params["in"].is_fully_addressable
-
+def save_and_patch(number, folder, params, spread):
+    """Masks and patches of what spans both processes, to files and back."""
     select = jax.jit(lambda p: sap.select_top_count(jax.tree.map(jnp.abs, p), 7))
     mask = select(params)
     sap.save_mask(folder / "together.mask", mask)
@@ -60,6 +55,16 @@ def main(number, folder, killed_at):
         pass  # JAX compares what each process hands in
     else:
         raise RuntimeError("batches that differ were taken")
+
+
+def main(number, folder, killed_at):
+    mesh = jax.make_mesh((4,), ("all",), axis_types=(AxisType.Auto,))
+    spread, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("all",), ()))
+    place = lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+    params = {"in": place(VALUES["in"], spread), "out": place(VALUES["out"], spread)}
+    assert not params["in"].is_fully_addressable
+    if killed_at is None and not (folder / "stream").exists():
+        save_and_patch(number, folder, params, spread)
 
     def batches(start):
         for whole in DATA[start:]:  # of each batch a process reads its own half only
