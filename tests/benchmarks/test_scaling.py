@@ -159,9 +159,10 @@ def test_repeats_are_checked(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_quick_run_leaves_a_report_and_goes_on_where_it_was_cut(tmp_path, monkeypatch):
     sweep = SWEEPS["parameters"]
-    few = {"parameters": sweep._replace(sizes=sweep.sizes[:2])}
+    sweep = sweep._replace(sizes=sweep.sizes[:2], operations=("gradient", "select", "patch"))
+    few = {"parameters": sweep}
     monkeypatch.setattr("benchmarks.scaling.command.sweeps", lambda quick: few)
-    monkeypatch.setattr("benchmarks.scaling.study.PARTS", PARTS[1:2])
+    monkeypatch.setattr("benchmarks.scaling.study.PARTS", PARTS[2:3])
     monkeypatch.setattr("benchmarks.scaling.devices.OPERATIONS", ("gradient",))
     output = tmp_path / "out"
     run = functools.partial(main, ["scaling", "--quick", "--repeats", "1", "--output", str(output)])
