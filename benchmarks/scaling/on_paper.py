@@ -23,10 +23,10 @@ from benchmarks.scaling.transformer import (
     on_leaves,
 )
 
-LARGE = Size(blocks=36, width=1664, heads=13, vocabulary=32_000, length=512)
-SMALL = Size(blocks=36, width=64, heads=4, vocabulary=128, length=32)
-UNROLLED = (2, 4, 8)
-"""Blocks of networks that are otherwise the same, whose scan the library unrolls."""
+LARGE = Size(blocks=24, width=2048, heads=16, vocabulary=32_000, length=512)
+SMALL = Size(blocks=2, width=64, heads=4, vocabulary=128, length=32)
+FEWER_BLOCKS = (2, 8)
+"""Of networks that are otherwise the same."""
 MESH = (2, 4)
 NUM_TEXTS = 8
 MICROBATCH = 2

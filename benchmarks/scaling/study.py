@@ -38,9 +38,9 @@ class Study:
     @property
     def papers(self) -> list[tuple[Size, str]]:
         """What is compiled on paper."""
-        unrolled = [self.transformer._replace(blocks=count) for count in on_paper.UNROLLED]
+        smaller = [self.transformer._replace(blocks=count) for count in on_paper.FEWER_BLOCKS]
         parts = [(self.transformer, part) for part in PARTS]
-        return parts + [(size, "propagation") for size in unrolled if self.large]
+        return parts + [(size, "propagation") for size in smaller if self.large]
 
     def missing(self, journals: Journals) -> Iterator[tuple[Any, ...]]:
         """The pieces of work that are left, each a kind and what it is about."""

@@ -1,7 +1,7 @@
 """A process of its own, as the number of virtual devices is fixed when JAX starts.
 
 `python -m benchmarks.scaling.virtual devices gradient` prints a row of JSON for each result, and
-`python -m benchmarks.scaling.virtual paper 36 1664 13 32000 512 selection` does, too.
+`python -m benchmarks.scaling.virtual paper 24 2048 16 32000 512 selection` does, too.
 """
 
 import json
