@@ -47,8 +47,8 @@ def test_no_leaf_is_gathered_and_every_device_does_its_share():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (0, 3), (3, 37), (2, 3, 64), (2, 130)])
-@pytest.mark.parametrize("count", [0, 5, 400])
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3, 64), (2, 130)])
+@pytest.mark.parametrize("count", [20, pytest.param(400, marks=pytest.mark.slow)])
 def test_entries_are_ranked_in_leaf_order(shape, count):
     mask = np.random.default_rng(1).random(shape) < 0.5
     transform = sap.selective_packed(optax.sgd(0.1), mask, count)
@@ -56,3 +56,15 @@ def test_entries_are_ranked_in_leaf_order(shape, count):
     want = np.flatnonzero(mask)[:count]
     np.testing.assert_array_equal(state.positions[: len(want)], want)
     assert int(state.num_left_out) == max(0, mask.sum() - count)
+
+
+def test_a_tree_may_have_more_than_32_bits_of_entries():
+    params = [jax.ShapeDtypeStruct((2**16, 2**14), jnp.float32)] * 5  # 5 · 2³⁰ entries
+    mask = [jax.ShapeDtypeStruct(leaf.shape, bool) for leaf in params]
+
+    def step(params, mask):
+        transform = sap.selective_packed(optax.adam(0.1), mask, 1000)
+        return transform.update(params, transform.init(params), params)[0]
+
+    exported = jax.export.export(jax.jit(step), platforms=["tpu"])(params, mask)
+    assert [leaf.shape for leaf in exported.out_avals] == [leaf.shape for leaf in params]
