@@ -120,6 +120,19 @@ FUNCTIONS = {
 }
 
 
+KEY = jax.random.key(0)
+DIAGONALS = {
+    "exact": lambda loss, p, b: sap.exact_diagonal(loss)(p, b),
+    "fisher": lambda loss, p, b: sap.empirical_fisher_diagonal(loss)(p, b),
+    "hutchinson": lambda loss, p, b: sap.hutchinson_diagonal(loss)(p, b, KEY),
+    "propagated": lambda loss, p, b: sap.propagated_diagonal(loss)(p, b, KEY),
+    "gauss_newton": lambda _, p, b: sap.gauss_newton_diagonal(outputs, squared_error)(p, b),
+    "sampled_gauss_newton": lambda _, p, b: sap.sampled_gauss_newton_diagonal(
+        outputs, squared_error
+    )(p, b, KEY),
+}
+
+
 def is_narrow(variable):
     return getattr(variable.aval, "dtype", None) in (jnp.bfloat16, jnp.float16)
 
@@ -144,6 +157,16 @@ def test_no_operation_sums_over_examples_narrowly(function, name):
     params, batch = case(dtype)
     loss_fn = LOSSES[name](dtype)
     assert not narrow_sums(functools.partial(FUNCTIONS[function], loss_fn), params, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("diagonal", DIAGONALS)
+def test_no_diagonal_sums_over_examples_narrowly(diagonal, name):
+    dtype = jnp.float16 if name == "casts" else jnp.bfloat16
+    params, batch = case(dtype)
+    loss_fn = LOSSES[name](dtype)
+    assert not narrow_sums(functools.partial(DIAGONALS[diagonal], loss_fn), params, batch)
 
 
 @pytest.mark.parametrize("name", LOSSES)
