@@ -8,8 +8,9 @@ import jax
 from benchmarks.scaling.records import open_journals
 from benchmarks.scaling.report import write_scaling
 from benchmarks.scaling.study import Study, run_study, sweeps
-from benchmarks.tools.command import command_line, continued
+from benchmarks.tools.command import continued
 from benchmarks.tools.errors import check_at_least
+from benchmarks.tools.origin import Origin, add_origin, write_report
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,21 @@ class Scaling:
     def run(self) -> None:
         """Measures what is missing; leaves a report."""
         check_at_least("repeats", self.repeats, 1)
-        study = Study(sweeps(self.quick), self.repeats, large=not self.quick)
+        study = self.study()
         device = jax.devices()[0].device_kind
         settings = {"repeats": self.repeats, "quick": self.quick, "device": device}
         with continued(self.output or Path("results", "scaling"), settings) as run:
             journals = open_journals(run.folder)
+            add_origin(run.folder, self)
             run.expect(len(list(study.missing(journals))))
             run_study(study, journals, run.say)
             run.say("Writing the report")
-            write_scaling(run.folder, study, journals, command_line())
+            write_report(self, run.folder)
+
+    def report(self, folder: Path, origin: Origin) -> None:
+        """Pages from what stands in the folder."""
+        write_scaling(folder, self.study(), open_journals(folder), origin)
+
+    def study(self) -> Study:
+        """What is measured."""
+        return Study(sweeps(self.quick), self.repeats, large=not self.quick)

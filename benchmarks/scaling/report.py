@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks.reporting.tables import NONE, markdown_table
@@ -19,6 +18,7 @@ from benchmarks.scaling.exponents import (
 from benchmarks.scaling.plots import draw_devices, draw_growth
 from benchmarks.scaling.records import Journals
 from benchmarks.scaling.study import Study
+from benchmarks.tools.origin import Origin
 from benchmarks.tools.page import write_page
 
 MEGABYTE = 2**20
@@ -29,17 +29,17 @@ EVEN = 1.1
 Row = dict[str, Any]
 
 
-def write_scaling(folder: Path, study: Study, journals: Journals, command: str) -> None:
+def write_scaling(folder: Path, study: Study, journals: Journals, origin: Origin) -> None:
     """The report and its pictures."""
     # More sizes or operations may stand there than this run asks for.
     times = [row for row in journals.times.rows if row["sweep"] in study.sweeps]
     draw_growth(folder / "time.png", times, "seconds", "Time", "seconds, median")
     draw_growth(folder / "memory.png", times, "extra_bytes", "Memory", "bytes beside the arguments")
     draw_devices(folder / "devices.png", journals.devices.rows)
-    write_page(folder, _report(study, times, journals, command))
+    write_page(folder, _report(study, times, journals, origin))
 
 
-def _report(study: Study, times: Sequence[Row], journals: Journals, command: str) -> str:
+def _report(study: Study, times: Sequence[Row], journals: Journals, origin: Origin) -> str:
     found = growths(times)
     parts = [
         "# Scaling: what time and memory grow with",
@@ -67,8 +67,8 @@ def _report(study: Study, times: Sequence[Row], journals: Journals, command: str
         _about_paper(study, journals.paper.rows),
         paper_table(journals.paper.rows),
         paper_verdict(journals.paper.rows),
-        f"Command: `{command}`, jax {jax.__version__}, on {jax.devices()[0].device_kind}; the last "
-        "two sections on virtual devices of the processor.",
+        f"Command: `{origin.command}`, {origin.versions('jax')}, on {origin.software['device']}; "
+        "the last two sections on virtual devices of the processor.",
     ]
     return "\n\n".join(_joined(parts)) + "\n"
 
