@@ -9,6 +9,8 @@ from networks import as_float64, dense_diagonal, mean_loss, relative_error
 
 import sapsel_jax as sap
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 TOLERANCES = {"nnx-attention": 1e-5}
 """For what reckons in float32 inside, whatever it is given."""
 

@@ -10,6 +10,8 @@ from networks import cross_entropy, dense_diagonal, mean_loss, normal
 import sapsel_jax as sap
 from sapsel_jax._graph.tracing import MIN_LOOP, trace
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 KEYS = jax.random.split(jax.random.key(2), 9)
 BATCH = normal(KEYS[0], 5, 4), jnp.arange(5) % 3
 STEPS = MIN_LOOP
