@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sapsel_jax._base.precision import wide_dtype
 from sapsel_jax._curvature.noise import Noise, Pair, Signs
-from sapsel_jax._curvature.signals import Signal, common_sign
+from sapsel_jax._curvature.signals import Signal, add, common_sign
 from sapsel_jax._graph.graph import Values
 from sapsel_jax._graph.sites import Use
 from sapsel_jax._passes.lifts import Record, Structure
@@ -143,10 +143,10 @@ class LoopPass:
         alone = signal.alone()
 
         def total(pairs: list[Pair]) -> tuple[jax.Array, ...]:
-            if sign is not None:
-                return (sum((pair.first for pair in pairs), zero),)
-            both = [pair.both() for pair in pairs]
-            return sum((one for one, _ in both), zero), sum((other for _, other in both), zero)
+            if not pairs:
+                return (zero,) if sign is not None else (zero, zero)
+            pair = add(pairs)
+            return (pair.first,) if sign is not None else pair.both()
 
         return Gathered(
             adjoints.get(var, jnp.zeros_like(value)) if self.needs_adjoints else None,

@@ -1,11 +1,14 @@
 """The signals that curvature propagation carries, at one variable."""
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sapsel_jax._base.precision import widen
 from sapsel_jax._curvature.noise import Noise, Pair
 from sapsel_jax._primitives.contraction import contract
 from sapsel_jax._primitives.tangents import Label, Tangent
@@ -56,9 +59,14 @@ def add(pairs: Sequence[Pair]) -> Pair:
     """The sum of pairs."""
     sign = common_sign(pairs)
     if sign is not None:
-        return Pair(sum(pair.first for pair in pairs), None, sign)  # type: ignore[arg-type]
+        return Pair(_sum(pair.first for pair in pairs), None, sign)
     first, second = zip(*(pair.both() for pair in pairs), strict=True)
-    return Pair(sum(first), sum(second))  # type: ignore[arg-type]
+    return Pair(_sum(first), _sum(second))
+
+
+def _sum(arrays: Iterable[jax.Array]) -> jax.Array:
+    """In wide numbers, as noise has them; what came back through narrow operations does not."""
+    return functools.reduce(operator.add, map(widen, arrays))
 
 
 def common_sign(pairs: Sequence[Pair]) -> jax.Array | None:

@@ -205,10 +205,12 @@ def test_jit_equals_eager_and_a_microbatch(stack):
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
 
 
-def test_bfloat16_is_summed_in_float32(stack):
-    loss_fn, params, batch = stack(5)
+@pytest.mark.parametrize("num_layers", [MIN_LOOP - 1, MIN_LOOP])
+def test_bfloat16_is_summed_in_float32_under_strict_promotion(stack, num_layers):
+    loss_fn, params, batch = stack(num_layers)
     narrow = lambda tree: jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
-    found = sap.propagated_diagonal(loss_fn)(narrow(params), narrow(batch), jax.random.key(0))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        found = sap.propagated_diagonal(loss_fn)(narrow(params), narrow(batch), jax.random.key(0))
     assert found.dtype == jnp.float32
     want = sap.propagated_diagonal(loss_fn)(params, batch, jax.random.key(0))
     np.testing.assert_allclose(found, want, rtol=0.2, atol=0.05 * float(jnp.abs(want).max()))
