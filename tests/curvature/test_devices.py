@@ -49,6 +49,11 @@ WORKS = {
     "hutchinson": lambda m: lambda p, b: sap.hutchinson_diagonal(loss_fn, microbatch=m)(p, b, KEY),
     "propagated": lambda m: lambda p, b: sap.propagated_diagonal(loss_fn, microbatch=m)(p, b, KEY),
     "gauss_newton": lambda m: sap.gauss_newton_diagonal(model_fn, output_loss_fn, microbatch=m),
+    "sampled_gauss_newton": lambda m: (
+        lambda p, b: sap.sampled_gauss_newton_diagonal(model_fn, output_loss_fn, microbatch=m)(
+            p, b, KEY
+        )
+    ),
     "fisher": lambda m: sap.empirical_fisher_diagonal(loss_fn, microbatch=m),
     "first_order": lambda m: (
         lambda p, b: sap.first_order_update(
@@ -58,6 +63,11 @@ WORKS = {
     "second_order": lambda m: (
         lambda p, b: sap.second_order_update(
             loss_fn, p, b, corrected(b), b, damping=0.1, microbatch=m
+        )
+    ),
+    "iterative": lambda _: (
+        lambda p, b: sap.iterative_update(
+            loss_fn, p, jax.tree.map(lambda x: jnp.stack([x, x]), b), optimizer=optax.sgd(0.1)
         )
     ),
 }
