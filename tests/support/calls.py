@@ -147,7 +147,8 @@ def iterative(loss_fn=loss):
 
 
 def sparsify(loss_fn=loss):
-    steps = jax.tree.map(lambda x: jnp.concatenate([x, x]), BATCHES)
+    module = lambda x: np if isinstance(x, np.ndarray) else jnp  # traced, or of no dtype of JAX's
+    steps = jax.tree.map(lambda x: module(x).concatenate([x, x]), BATCHES)
     return sap.sparsify_update(
         loss_fn, PARAMS, steps, DATA, key=key(), counts=(3,), optimizer=SGD(0.1), retained=steps
     )
