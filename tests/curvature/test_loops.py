@@ -197,12 +197,15 @@ def test_programs_do_not_grow_with_the_number_of_steps(stack):
     assert text(MIN_LOOP - 1).count("tanh") > text(MIN_LOOP).count("tanh")
 
 
-def test_jit_equals_eager_and_a_microbatch(stack):
+def test_jit_equals_eager_a_microbatch_and_weights(stack):
     loss_fn, params, batch = stack(6)
-    key = jax.random.key(3)
+    batch, key = batch.at[1].set(0.5), jax.random.key(3)
     want = sap.propagated_diagonal(loss_fn)(params, batch, key)
     found = jax.jit(sap.propagated_diagonal(loss_fn, microbatch=1))(params, batch, key)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
+    first = sap.propagated_diagonal(loss_fn)(params, batch[:1], key)
+    found = sap.propagated_diagonal(loss_fn)(params, batch, key, weights=jnp.array([1.0, 0.0]))
+    np.testing.assert_allclose(found, first, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_layers", [MIN_LOOP - 1, MIN_LOOP])
