@@ -54,7 +54,9 @@ def test_progress_is_of_what_is_missing(tmp_path):
 @pytest.mark.slow
 def test_a_stopped_command_goes_on_where_it_was_stopped(tmp_path):
     output = tmp_path / "out"
-    options = ["selection", "--entries", "200000", "--repeats", "1", "--output", str(output)]
+    # Three seeds take longer than the two seconds after which a signal that JAX drops comes again.
+    options = ["selection", "--entries", "200000", "--repeats", "1", "--seeds", "3"]
+    options += ["--output", str(output)]
     pieces = output / "pieces.jsonl"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-m", "benchmarks", *options], **pipes) as process:
