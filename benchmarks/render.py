@@ -29,7 +29,9 @@ class Render:
     def run(self) -> None:
         """Writes the pictures, `report.md` and `report.html` of every folder."""
         folders = self.folders or committed()
-        for folder in track(folders, "Rendering", transient=True):
+        # No thread draws the progress: it would trip over the import of tensorflow-datasets, which
+        # changes how modules are imported.
+        for folder in track(folders, "Rendering", transient=True, auto_refresh=False):
             options = options_of(folder)
             if hasattr(options, "data_dir"):
                 options = dataclasses.replace(options, data_dir=self.data_dir)

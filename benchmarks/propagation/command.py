@@ -17,7 +17,15 @@ import sapsel_jax as sap
 from benchmarks.learning.data import is_prepared
 from benchmarks.measures.diagonals import captured, flat, gradient_equivalents, overlaps, quality
 from benchmarks.propagation.block_rules import WITHOUT, matters, propagated_without
-from benchmarks.propagation.networks import NETWORKS, Trained, mlp, resnet, trained, transformer
+from benchmarks.propagation.networks import (
+    NETWORKS,
+    Trained,
+    mlp,
+    resnet,
+    stack,
+    trained,
+    transformer,
+)
 from benchmarks.propagation.report import draw, quality_table, report
 from benchmarks.tools.command import continued
 from benchmarks.tools.errors import check_at_least
@@ -36,6 +44,8 @@ MOST_PROBES = {"digits": 64, "mnist": 16}
 CHUNK = 64
 """Examples that are added at a time where their number is varied."""
 DEPTHS = (2, 4, 8, 16, 32)
+STACKED = (8, 16, 32, 64, 128)
+SPREAD_PROBES = 64
 ABLATED = ("relu mlp", "gelu mlp", "attention")
 LOOPED = ("gelu mlp", "relu cnn")
 MICROBATCH = 8
@@ -100,6 +110,8 @@ class Propagation:
             plan[f"{name}, several probes"] = functools.partial(self._loops, name, tell)
         for depth in DEPTHS[:3] if self.quick else DEPTHS:
             plan[f"{depth} layers"] = functools.partial(self._depth, depth, tell)
+        for layers in STACKED[:2] if self.quick else STACKED:
+            plan[f"{layers} layers in a scan"] = functools.partial(self._stack, layers, tell)
         for without in WITHOUT:
             for name in some or ABLATED:
                 work = functools.partial(self._rule, without, name, tell)
@@ -221,6 +233,29 @@ class Propagation:
         say(f"{depth} layers")
         costs = gradient_equivalents(loss_fn, params, batch, works, self.seconds, say)
         yield {"part": "depth", "layers": depth, **{name: costs[name] for name in works}}
+
+    def _stack(self, layers: int, say: Say) -> Iterator[Row]:
+        """Cost, memory, compilation and spread for layers in a scan."""
+        say(f"{layers} layers in a scan: compiling")
+        loss_fn, params = stack(layers, 64, 32)
+        batch, key = _with_exact("relu mlp", "digits", self.data_dir).batch, jax.random.key(0)
+        program, seconds = compiled(sap.propagated_diagonal(loss_fn), params, batch, key)
+        gradient = jax.grad(lambda p, b: jnp.mean(jax.vmap(loss_fn, (None, 0))(p, b)))
+        estimate = sap.propagated_diagonal(loss_fn, num_probes=SPREAD_PROBES, return_error=True)
+        mean, error = (
+            flat(tree) for tree in compiled(estimate, params, batch, key)[0](params, batch, key)
+        )
+        works = {"propagated": functools.partial(program, params, batch, key)}
+        costs = gradient_equivalents(loss_fn, params, batch, works, self.seconds, say)
+        yield {
+            "part": "stack",
+            "layers": layers,
+            "cost": costs["propagated"],
+            "megabytes": temporary_bytes(program) / 2**20,
+            "gradient_megabytes": temporary_bytes(compiled(gradient, params, batch)[0]) / 2**20,
+            "compile_seconds": seconds,
+            "spread": float(np.linalg.norm(error) * np.sqrt(SPREAD_PROBES) / np.linalg.norm(mean)),
+        }
 
     def _rule(self, without: str, name: str, say: Say) -> Iterator[Row]:
         """The error of one probe without a rule, where the network has blocks for it."""

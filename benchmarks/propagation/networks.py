@@ -40,6 +40,28 @@ def mlp(activation: str, sizes: Sequence[int]) -> tuple[Any, Any]:
     return functions(layers)[1], random_params(itertools.pairwise(sizes))
 
 
+def stack(num_layers: int, size: int, width: int) -> tuple[Any, Any]:
+    """Residual tanh layers in one scan, each scaled down by the root of their number."""
+    keys = jax.random.split(jax.random.key(4), num_layers + 2)
+    params = {
+        "first": normal(keys[0], size, width),
+        "kernels": jnp.stack([normal(key, width, width) for key in keys[2:]]),
+        "biases": jnp.zeros((num_layers, width)),
+        "head": normal(keys[1], width, 10),
+    }
+
+    def loss_fn(params: Any, example: Any) -> jax.Array:
+        def layer(hidden: jax.Array, weights: Any) -> tuple[jax.Array, None]:
+            kernel, bias = weights
+            return hidden + jnp.tanh(hidden @ kernel + bias) / np.sqrt(num_layers), None
+
+        hidden = jnp.tanh(example[0].reshape(-1) @ params["first"])
+        hidden, _ = jax.lax.scan(layer, hidden, (params["kernels"], params["biases"]))
+        return cross_entropy(hidden @ params["head"], example)
+
+    return loss_fn, params
+
+
 def cnn(activation: str, side: int) -> tuple[Any, Any]:
     """Two convolutions with 2×2 max pooling, and a dense layer, for square images."""
     block = ("conv SAME", activation, "pool")

@@ -187,6 +187,21 @@ def report(rows: Sequence[Row], origin: Origin) -> str:
                 "one product per site": lambda row: f"{row['product per site']:.1f}",
             },
         ),
+        "Residual tanh layers of width 32 in one `lax.scan`, on the same digits. Memory is what "
+        "the compiled program holds beside its arguments and results; the spread is the standard "
+        "error of one probe over the length of the diagonal, from 64 probes.",
+        _table(
+            rows,
+            "stack",
+            {
+                "layers in a scan": lambda row: str(row["layers"]),
+                "one pass": lambda row: f"{row['cost']:.1f}",
+                "memory, MB": lambda row: f"{row['megabytes']:.1f}",
+                "of a gradient, MB": lambda row: f"{row['gradient_megabytes']:.1f}",
+                "compiled in, s": lambda row: f"{row['compile_seconds']:.1f}",
+                "spread": lambda row: f"{row['spread']:.2f}",
+            },
+        ),
         "## What each rule buys",
         "The error of one probe with one rule taken away; empty where a network has no block "
         "for it.",
