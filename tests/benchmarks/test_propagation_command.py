@@ -71,7 +71,7 @@ def test_a_quick_run_leaves_every_part_and_a_report(tmp_path):
     assert main(["propagation", "--output", str(output), *options]) == 0
     rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
     assert {row["part"] for row in rows} == {
-        *("quality", "probes", "examples", "loops", "depth", "rules")
+        *("quality", "probes", "examples", "loops", "depth", "stack", "rules")
     }
     for row in (row for row in rows if row["part"] == "quality"):
         _, error, correlation = GOALS[row["network"]]
