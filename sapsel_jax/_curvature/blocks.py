@@ -93,9 +93,9 @@ def find_blocks(
 def _live(graph: Graph, sites: Sequence[int]) -> list[Node]:
     """The operations through which sites act differentiably on the output, in order."""
     wanted, kept = set(graph.outputs), []
-    after = set(graph.after(sites))
+    after, ends = set(graph.after(sites)), set(sites)
     for node in reversed(graph.nodes):
-        if node not in after and not (node.loop and set(sites).intersection(node.outs)):
+        if node not in after and not (node.loop and ends.intersection(node.outs)):
             continue
         if any(var in wanted and graph.sources[var] for var in node.outs):
             wanted.update(node.ins)

@@ -122,11 +122,12 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
     check_arrays("example", example, keys=True)
     loss = one_scalar(loss_fn)
     of_one = lambda p, e: loss(p, e, *args)
-    graph, structures = find_structures(trace(of_one, params, example))
+    looped = trace(of_one, params, example, loops=True)
+    has_loops = any(node.loop for node in looped.nodes)
+    graph, structures = find_structures(trace(of_one, params, example) if has_loops else looped)
     routes = choose(graph, structures)
     names = [name for name, _ in named_leaves(params)]
-    looped = trace(of_one, params, example, loops=True)
-    propagated = _propagated(graph, structures, looped)
+    propagated = _propagated(graph, structures, looped if has_loops else None)
     uses = []
     for leaf, name in enumerate(names):
         found = [(u, task) for task in routes.tasks for u in task.uses if u.leaf == leaf]
@@ -138,10 +139,12 @@ def explain(loss_fn: LossFn, params: Params, example: Example, *args: Any) -> Pl
     return Plan(tuple(uses), routes.shared_work / routes.gradient_work, total)
 
 
-def _propagated(graph: Graph, structures: dict[Use, Structure], looped: Graph) -> dict[Use, str]:
+def _propagated(
+    graph: Graph, structures: dict[Use, Structure], looped: Graph | None
+) -> dict[Use, str]:
     """How one pass estimates each use, or why it refuses; by leaf where it takes loops as loops."""
     try:
-        if not any(node.loop for node in looped.nodes):
+        if looped is None:
             return describe(graph, structures)
         found: dict[int, list[str]] = {}
         for use, text in describe(*find_structures(looped)).items():

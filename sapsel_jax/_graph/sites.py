@@ -117,8 +117,9 @@ def _uses_in_loops(
         new = dataclasses.replace(node, loop=loop, apply=loop.run)
         nodes = [new if other is node else other for other in graph.nodes]
         graph = dataclasses.replace(graph, nodes=nodes)
+        ways = list(mine.items())
         for use in inner:
-            leaf, (chain, root, _) = list(mine.items())[use.leaf]
+            leaf, (chain, root, _) = ways[use.leaf]
             uses.append(Use(leaf, tuple(chain), root, (), new.outs[0], None, new, use.reason, use))
     return graph, uses
 
